@@ -1,0 +1,42 @@
+"""``python -m sr_bigbatch path/to/train.py -opt FILE ...``: run a script with our components registered."""
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import sr_bigbatch
+from sr_bigbatch.options import OptionError, load
+
+
+def main() -> int:
+    """Check the option file if it is one of ours, then run the script as if it had been started by itself."""
+    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
+        print(f'{__doc__}\n\nThe script is not edited; all arguments after its name are its own.')
+        return 0 if len(sys.argv) > 1 else 2
+    script, arguments = Path(sys.argv[1]), sys.argv[1:]
+    if not script.is_file():
+        print(f'there is no script {script}', file=sys.stderr)
+        return 2
+    sr_bigbatch.install()
+    try:
+        _check(arguments)
+    except OptionError as error:
+        print(f'Training has not started. To be changed:\n{error}', file=sys.stderr)
+        return 2
+    sys.argv, sys.path[0] = arguments, str(script.resolve().parent)
+    runpy.run_path(str(script), run_name='__main__')
+    return 0
+
+
+def _check(arguments: list[str]) -> None:
+    if '-opt' not in arguments[:-1]:
+        return
+    from sr_bigbatch.hosts.basicsr_options import OUR_MODELS, check
+    opt = load(arguments[arguments.index('-opt') + 1])
+    if opt.get('model_type') in OUR_MODELS and '--force_yml' not in arguments:  # the script's own way to read overrides
+        check(opt)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The mathematics of the big batch: plain PyTorch, no host."""

@@ -1,0 +1,100 @@
+"""Are the files there that a training needs, and are there enough photographs for one batch?"""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
+from basicsr.utils import get_root_logger
+
+_VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
+
+
+def file_findings(opt: dict[str, Any]) -> list[str]:
+    """A finding for each file or folder of the options that is missing, and for a training set that fills no batch."""
+    findings = [*_vgg(opt), *_pretrained(opt)]
+    for phase, dataset in opt['datasets'].items():
+        findings += _dataset(dataset, f'datasets.{phase}')
+    if not findings:
+        findings += _batch(opt)
+    return findings
+
+
+def _vgg(opt: dict[str, Any]) -> Iterable[str]:
+    perceptual = opt['train'].get('perceptual_opt')
+    if not perceptual:
+        return
+    kind = perceptual.get('vgg_type', 'vgg19')
+    if Path(VGG_PRETRAIN_PATH).exists():
+        if kind != 'vgg19':
+            yield (f'train.perceptual_opt.vgg_type is {kind}, but BasicSR would load {VGG_PRETRAIN_PATH} into it: move that '
+                   'file away or use vgg19')
+        return
+    weights = getattr(torchvision.models, f'{kind.upper()}_Weights', None)
+    url = weights.IMAGENET1K_V1.url if weights is not None else _VGG_URL
+    cached = Path(torch.hub.get_dir()) / 'checkpoints' / os.path.basename(url)
+    if not cached.exists():
+        target = Path(VGG_PRETRAIN_PATH).absolute() if kind == 'vgg19' else cached
+        yield (f'train.perceptual_opt needs the ImageNet weights of {kind}, which are not on this machine. Get {url} and put '
+               f'it at {target}; or train without perceptual loss: --force_yml train:perceptual_opt=~')
+
+
+def say_which_vgg(opt: dict[str, Any]) -> None:
+    """Warn if the file that stands for VGG19's ImageNet weights holds others (its name ends in its hash)."""
+    path = Path(VGG_PRETRAIN_PATH)
+    if opt['train'].get('perceptual_opt') and path.exists():
+        expected = path.stem.rpartition('-')[2]
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if not found.startswith(expected):
+            get_root_logger().warning(f'{path} does not hold the ImageNet weights of VGG19 (its hash begins with '
+                                      f'{found[:8]}, not {expected}): the perceptual loss will mean something else.')
+
+
+def _pretrained(opt: dict[str, Any]) -> Iterable[str]:
+    for key in ('pretrain_network_g', 'pretrain_network_d', 'resume_state'):
+        value = opt['path'].get(key)
+        if value is not None and not Path(value).expanduser().is_file():
+            yield f'path.{key}: there is no file {value}; set it to ~ to start without'
+
+
+def _dataset(dataset: dict[str, Any], where: str) -> Iterable[str]:
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        value = dataset.get(key)
+        if value is None:
+            continue
+        folder = Path(value).expanduser()
+        if not folder.is_dir():
+            yield (f'{where}.{key}: there is no folder {value}; make it with tools/prepare_data.py (for a look: '
+                   'python tools/prepare_data.py --bundled)')
+        elif dataset.get('io_backend', {}).get('type') == 'lmdb':
+            if not value.endswith('.lmdb') or not (folder / 'meta_info.txt').is_file():
+                yield f'{where}.{key}: {value} is no LMDB of BasicSR: its name must end in .lmdb and it holds meta_info.txt'
+        elif folder.suffix == '.lmdb':
+            yield f'{where}.{key}: {value} is an LMDB, so set {where}.io_backend.type to lmdb'
+
+
+def _batch(opt: dict[str, Any]) -> Iterable[str]:
+    data = opt['datasets']['train']
+    if data.get('dataroot_gt') is None:
+        return
+    images, batch = count_images(data), int(data['batch_size_per_gpu'])
+    processes = int(os.environ.get('WORLD_SIZE', 1))
+    shown = int(images * data.get('dataset_enlarge_ratio', 1)) // processes
+    if shown < batch:
+        yield (f'datasets.train has {images} images, which fill no batch of {batch} in {processes} process(es), and an '
+               'unfilled batch is dropped: add photographs, lower batch_size_per_gpu, or show each image more than once '
+               f'an epoch (dataset_enlarge_ratio: {-(-batch * processes // max(images, 1))})')
+
+
+def count_images(data: dict[str, Any]) -> int:
+    """Number of ground-truth images of a paired data set, without opening them."""
+    folder = Path(data['dataroot_gt']).expanduser()
+    listing = folder / 'meta_info.txt' if data['io_backend']['type'] == 'lmdb' else data.get('meta_info_file')
+    if listing is not None:
+        return sum(1 for line in Path(listing).read_text().splitlines() if line.strip())
+    return sum(1 for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith('.'))

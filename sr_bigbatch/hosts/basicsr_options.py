@@ -1,0 +1,236 @@
+"""Checks the options of a BasicSR training before anything is built, and completes them as BasicSR does."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models import lr_scheduler
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY, Registry
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from torch import nn
+
+from sr_bigbatch.hosts.basicsr_files import file_findings
+from sr_bigbatch.hosts.basicsr_plan import inexact, read_plan
+from sr_bigbatch.options import OptionError, did_you_mean, unknown_keys
+
+OUR_MODELS = ('AccumulatingSRModel', 'AccumulatingESRGANModel')
+
+_SECTIONS: dict[str, set[str]] = {
+    '': {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'path', 'train',
+         'val', 'logger', 'dist_params', 'custom_hooks', 'find_unused_parameters'},
+    'path': {'pretrain_network_g', 'param_key_g', 'strict_load_g', 'pretrain_network_d', 'param_key_d', 'strict_load_d',
+             'resume_state', 'ignore_resume_networks', 'experiments_root'},
+    'train': {'ema_decay', 'optim_g', 'optim_d', 'scheduler', 'total_iter', 'warmup_iter', 'pixel_opt', 'perceptual_opt',
+              'ldl_opt', 'gan_opt', 'net_d_iters', 'net_d_init_iters', 'micro_batch_size', 'memory_budget_gb',
+              'kept_graphs', 'accumulation', 'relativistic_gan', 'optim_wrapper'},
+    'val': {'val_freq', 'val_at_start', 'save_img', 'pbar', 'suffix', 'metrics'},
+    'logger': {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'},
+}
+_PAIRED = {'name', 'type', 'dataroot_gt', 'dataroot_lq', 'meta_info_file', 'io_backend', 'filename_tmpl', 'gt_size',
+           'use_hflip', 'use_rot', 'mean', 'std', 'color', 'num_worker_per_gpu', 'batch_size_per_gpu', 'prefetch_mode',
+           'num_prefetch_queue', 'pin_memory', 'persistent_workers', 'dataset_enlarge_ratio', 'use_shuffle'}
+_REQUIRED = {'': ('name', 'model_type', 'scale', 'num_gpu', 'datasets', 'network_g', 'path', 'train', 'logger'),
+             'train': ('total_iter', 'optim_g', 'scheduler'),
+             'logger': ('print_freq', 'save_checkpoint_freq')}
+_TRAIN_DATA_REQUIRED = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'io_backend', 'gt_size', 'use_hflip', 'use_rot',
+                        'batch_size_per_gpu', 'num_worker_per_gpu')
+_MICRO_PARTS = {'generator', 'perceptual', 'discriminator'}
+
+
+def check(opt: dict[str, Any]) -> None:
+    """Look for everything that would stop the training or make it another one than was meant.
+
+    Args:
+        opt: options as they stand in the file, with overrides applied.
+
+    Raises:
+        OptionError: with all findings at once.
+    """
+    findings = [f'{name} must be a section of "key: value" lines' for name in ('datasets', *_SECTIONS)
+                if name in opt and not isinstance(opt[name], dict)]
+    if findings:
+        raise OptionError(findings)
+    findings = [*_known_names(opt), *_missing(opt)]
+    if not findings:
+        findings = [*_parts(opt), *_numbers(opt)]
+    if not findings:
+        findings = [*_exactness(opt), *file_findings(opt)]
+    if findings:
+        raise OptionError(findings)
+
+
+def _known_names(opt: dict[str, Any]) -> Iterable[str]:
+    elsewhere = {key: section or 'top level' for section, keys in _SECTIONS.items() for key in keys}
+    for section, known in _SECTIONS.items():
+        yield from unknown_keys(opt if section == '' else opt.get(section, {}), known, section, elsewhere)
+    for phase, dataset in opt.get('datasets', {}).items():
+        if phase != 'train' and phase.split('_')[0] != 'val':
+            yield f'datasets.{phase}: a data set is named train, val or val_...'
+        elif not isinstance(dataset, dict):
+            yield f'datasets.{phase} must be a section of "key: value" lines'
+        elif 'Paired' in str(dataset.get('type')):
+            yield from unknown_keys(dataset, _PAIRED, f'datasets.{phase}', elsewhere)
+
+
+def _missing(opt: dict[str, Any]) -> Iterable[str]:
+    for section, keys in _REQUIRED.items():
+        present = opt if section == '' else opt.get(section, {})
+        yield from (f'{section + "." if section else ""}{key} is missing' for key in keys if present.get(key) is None)
+    train_set = opt.get('datasets', {}).get('train')
+    if not isinstance(train_set, dict):
+        yield 'datasets.train is missing'
+    elif 'Paired' in str(train_set.get('type')):
+        yield from (f'datasets.train.{key} is missing' for key in _TRAIN_DATA_REQUIRED if train_set.get(key) is None)
+    train = opt.get('train', {})
+    wanted = ['gan_opt', 'optim_d'] if opt.get('model_type') == 'AccumulatingESRGANModel' else []
+    yield from (f'train.{key} is missing' for key in wanted if not train.get(key))
+    if wanted and not opt.get('network_d'):
+        yield 'network_d is missing'
+    if not train.get('pixel_opt') and not train.get('perceptual_opt'):
+        yield 'train.pixel_opt and train.perceptual_opt are both missing: one of them is needed'
+
+
+def _parts(opt: dict[str, Any]) -> Iterable[str]:
+    """Everything that a registry or a constructor builds: is the type known, and does it take these arguments?"""
+    if opt['model_type'] not in MODEL_REGISTRY:
+        yield f'model_type {opt["model_type"]} is not registered{did_you_mean(opt["model_type"], MODEL_REGISTRY.keys())}'
+    for phase, dataset in opt['datasets'].items():
+        if dataset.get('type') not in DATASET_REGISTRY:
+            yield f'datasets.{phase}.type: {dataset.get("type")}{did_you_mean(dataset.get("type"), DATASET_REGISTRY.keys())}'
+    for name in ('network_g', 'network_d'):
+        if opt.get(name):
+            yield from _built(opt[name], name, _from(ARCH_REGISTRY))
+    train = opt['train']
+    for name in ('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt'):
+        if train.get(name):
+            yield from _built(train[name], f'train.{name}', _from(LOSS_REGISTRY))
+    for name in ('optim_g', 'optim_d'):
+        if train.get(name):
+            yield from _built(train[name], f'train.{name}', lambda kind: getattr(torch.optim, kind, None))
+    yield from _built(train['scheduler'], 'train.scheduler', _scheduler)
+    if train.get('optim_wrapper'):
+        wrapper = {'type': 'OverflowSafeOptimWrapper', **train['optim_wrapper']}
+        yield from _built(wrapper, 'train.optim_wrapper', OPTIM_WRAPPERS.get, {'clip_grad'})
+        dtype = wrapper.get('dtype', 'float32')
+        if dtype not in ('float32', 'bfloat16', 'float16'):
+            yield f'train.optim_wrapper.dtype is {dtype!r}{did_you_mean(dtype, ["float32", "bfloat16", "float16"])}'
+    for index, hook in enumerate(opt.get('custom_hooks') or []):
+        yield from _built(hook, f'custom_hooks[{index}]', HOOKS.get)
+
+
+def _from(registry: Registry) -> Callable[[str], Any]:
+    names = dict(iter(registry))
+    return lambda kind: names.get(kind) or names.get(f'{kind}_basicsr')
+
+
+def _scheduler(kind: str) -> Any:
+    return getattr(lr_scheduler, 'MultiStepRestartLR' if kind == 'MultiStepLR' else kind, None)
+
+
+def _built(settings: Any, where: str, find: Callable[[str], Any], also: Iterable[str] = ()) -> Iterable[str]:
+    if not isinstance(settings, dict) or 'type' not in settings:
+        yield f'{where} needs a type'
+        return
+    built = find(str(settings['type']))
+    if built is None:
+        yield f'{where}.type: {settings["type"]} is not known'
+        return
+    parameters = inspect.signature(built).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = {name for name in parameters if name not in ('self', 'params', 'optimizer', 'kwargs')} | {'type', *also}
+    if not takes_any or also:
+        yield from unknown_keys(settings, known, where, {})
+
+
+def _numbers(opt: dict[str, Any]) -> Iterable[str]:
+    train, data = opt['train'], opt['datasets']['train']
+    integers = {'scale': opt['scale'], 'train.total_iter': train['total_iter'],
+                'datasets.train.batch_size_per_gpu': data['batch_size_per_gpu'], 'datasets.train.gt_size': data['gt_size'],
+                'logger.print_freq': opt['logger']['print_freq'],
+                'logger.save_checkpoint_freq': opt['logger']['save_checkpoint_freq']}
+    wrong = [name for name, value in integers.items() if not _is_whole(value, at_least=1)]
+    yield from (f'{name} must be a positive whole number, got {integers[name]!r}' for name in wrong)
+    if not (opt['num_gpu'] == 'auto' or _is_whole(opt['num_gpu'], at_least=0)):
+        yield f'num_gpu must be auto, 0 (CPU) or a number of GPUs, got {opt["num_gpu"]!r}'
+    yield from _micro_batch(train)
+    if train.get('accumulation', 'exact') not in ('exact', 'plain'):
+        yield f'train.accumulation is {train["accumulation"]!r}{did_you_mean(train["accumulation"], ["exact", "plain"])}'
+    if not 0 <= train.get('ema_decay', 0) < 1:
+        yield f'train.ema_decay must be in [0, 1), got {train["ema_decay"]!r}'
+    if wrong:
+        return
+    if data['gt_size'] % opt['scale']:
+        yield f'datasets.train.gt_size {data["gt_size"]} is no multiple of scale {opt["scale"]}'
+    judged = (opt.get('network_d') or {}).get('input_size')
+    if judged is not None and judged != data['gt_size']:
+        yield (f'network_d.input_size is {judged} but datasets.train.gt_size is {data["gt_size"]}: the discriminator '
+               'judges whole crops, so make them equal')
+
+
+def _micro_batch(train: dict[str, Any]) -> Iterable[str]:
+    setting = train.get('micro_batch_size', 1)
+    if isinstance(setting, dict):
+        yield from unknown_keys(setting, _MICRO_PARTS, 'train.micro_batch_size', {})
+        yield from (f'train.micro_batch_size.{part} is missing' for part in sorted(_MICRO_PARTS - set(setting)))
+        yield from (f'train.micro_batch_size.{part} must be a positive whole number, got {size!r}'
+                    for part, size in setting.items() if not _is_whole(size, at_least=1))
+    elif setting != 'auto' and not _is_whole(setting, at_least=1):
+        yield f'train.micro_batch_size must be a positive whole number, auto or one number per part, got {setting!r}'
+    kept = train.get('kept_graphs', 0)
+    if kept != 'all' and not _is_whole(kept, at_least=0):
+        yield f'train.kept_graphs must be all or a number of micro-batches, got {kept!r}'
+    budget = train.get('memory_budget_gb')
+    if budget is not None and not (isinstance(budget, int | float) and budget > 0):
+        yield f'train.memory_budget_gb must be a positive number, got {budget!r}'
+
+
+def _exactness(opt: dict[str, Any]) -> list[str]:
+    """Build the networks without memory: do their constructors agree, and is the update that of the whole batch?"""
+    networks: dict[str, nn.Module | None] = {'network_g': None, 'network_d': None}
+    for name in networks:
+        if opt.get(name):
+            settings = {key: value for key, value in opt[name].items() if key != 'type'}
+            try:
+                with torch.device('meta'):
+                    networks[name] = _from(ARCH_REGISTRY)(opt[name]['type'])(**settings)
+            except (TypeError, ValueError, AssertionError) as error:
+                return [f'{name}: {error}']
+    net_g, net_d = networks.values()
+    if net_g is None or opt['model_type'] not in OUR_MODELS:
+        return []
+    return inexact(read_plan(opt, net_d, lambda batch_size: batch_size), int(opt['datasets']['train']['batch_size_per_gpu']),
+                   net_g, net_d)
+
+
+def _is_whole(value: Any, at_least: int) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and value == int(value) and value >= at_least
+
+
+def complete(opt: dict[str, Any], root: Path, *, auto_resume: bool, debug: bool) -> None:
+    """Fill in what BasicSR's ``parse_options`` fills in: phases, paths under ``root``, debug frequencies."""
+    opt['is_train'], opt['auto_resume'], opt['root_path'] = True, auto_resume, str(root)
+    if debug and not opt['name'].startswith('debug'):
+        opt['name'] = f'debug_{opt["name"]}'
+    if opt['num_gpu'] == 'auto':
+        opt['num_gpu'] = min(1, torch.cuda.device_count())
+    for phase, dataset in opt['datasets'].items():
+        dataset['phase'], dataset['scale'] = phase.split('_')[0], opt['scale']
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            if dataset.get(key) is not None:
+                dataset[key] = str(Path(dataset[key]).expanduser())
+    path = opt['path']
+    for key, value in path.items():
+        if value is not None and ('resume_state' in key or 'pretrain_network' in key):
+            path[key] = str(Path(value).expanduser())
+    experiment = Path(path.get('experiments_root') or root / 'experiments') / opt['name']
+    path.update(experiments_root=str(experiment), models=str(experiment / 'models'), log=str(experiment),
+                training_states=str(experiment / 'training_states'), visualization=str(experiment / 'visualization'))
+    if opt['name'].startswith('debug'):
+        opt.get('val', {})['val_freq'] = 8
+        opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
+    for section, key in (('logger', 'print_freq'), ('logger', 'save_checkpoint_freq'), ('train', 'total_iter')):
+        opt[section][key] = int(opt[section][key])

@@ -1,0 +1,1 @@
+"""Networks in plain PyTorch whose state-dict keys are those of the hosts."""

@@ -1,0 +1,113 @@
+"""Reading option files: strict YAML, overrides from the command line, and errors that name the nearest known key."""
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class OptionError(ValueError):
+    """One or more things in an option file that must be changed before training can start.
+
+    Args:
+        findings: one sentence each.
+    """
+
+    def __init__(self, findings: Sequence[str]) -> None:
+        self.findings = list(findings)
+        super().__init__('\n'.join(f'- {finding}' for finding in findings))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Builds plain data only, refuses a key that stands twice, and reads ``1e-4`` as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'the key {key_node.value!r} stands twice',
+                                                        key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'),
+                                    list('-+0123456789'))
+
+
+def _parse(text: str, source: str) -> Any:
+    loader = _StrictLoader(text)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, 'problem_mark', None)
+        where = f'{source}, line {mark.line + 1}, column {mark.column + 1}' if mark else source
+        raise OptionError([f'{where}: {getattr(error, "problem", None) or error}']) from error
+    finally:
+        loader.dispose()
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read an option file.
+
+    Raises:
+        OptionError: if it is missing, no valid YAML, or no mapping at its top level.
+    """
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError([f'the option file {path} cannot be read: {error}']) from error
+    options = _parse(text, str(path))
+    if not isinstance(options, dict):
+        raise OptionError([f'{path} holds no options: expected "key: value" lines at its top level'])
+    return options
+
+
+def override(options: dict[str, Any], entries: Iterable[str]) -> None:
+    """Apply ``--force_yml`` entries such as ``train:ema_decay=0.999`` in place; values are YAML.
+
+    Raises:
+        OptionError: for an entry of another form, or a path through something that is no mapping.
+    """
+    for entry in entries:
+        path, separator, value = entry.partition('=')
+        keys = [key.strip() for key in path.split(':')]
+        if not separator or not all(keys):
+            raise OptionError([f'--force_yml {entry!r}: expected section:key=value'])
+        target = options
+        for key in keys[:-1]:
+            if target.get(key) is None:
+                target[key] = {}
+            target = target[key]
+            if not isinstance(target, dict):
+                raise OptionError([f'--force_yml {entry!r}: {key} is a value, not a section'])
+        target[keys[-1]] = _parse(value, f'--force_yml {entry!r}')
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``'; did you mean ...?'`` with the nearest of the known names, or a list of them where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    return f'; did you mean {near[0]}?' if near else f'; known here: {", ".join(names)}'
+
+
+def unknown_keys(section: dict[str, Any], known: Iterable[str], where: str, elsewhere: dict[str, str]) -> list[str]:
+    """A finding for each key of ``section`` that is not ``known``.
+
+    Args:
+        section: a mapping of the option file.
+        known: the keys that may stand there.
+        where: name of the section, for the message; empty at the top level.
+        elsewhere: key -> section, for keys that belong into another one.
+    """
+    known, findings = set(known), []
+    for key in section:
+        if key not in known:
+            path = f'{where}.{key}' if where else str(key)
+            hint = f'; it belongs into the section {elsewhere[key]}' if key in elsewhere else did_you_mean(key, known)
+            findings.append(f'{path} is no known option{hint}')
+    return findings

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Turn a folder of photographs into training data: sub-images, bicubic low resolution, LMDB."""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
+from sr_bigbatch.prepare import BUNDLED_TRAIN, BUNDLED_VAL, Cut, bundled, cut_all, make_lmdb, photographs
+
+
+def main() -> int:
+    """Parse the command line and prepare the data; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog='Writes OUT/train_gt and OUT/train_lq, with --val also OUT/val_gt and OUT/val_lq. An interrupted call can be '
+               'repeated: photographs that are done are passed over. Exit status: 0 done, 2 nothing usable was found.')
+    parser.add_argument('photos', nargs='?', type=Path, help='folder of photographs for training')
+    parser.add_argument('--val', type=Path, help='folder of photographs for validation; they are kept whole')
+    parser.add_argument('--bundled', action='store_true', help='take the photographs inside scikit-image: no download')
+    parser.add_argument('--out', type=Path, default=Path('datasets/photos'), help='where to write')
+    parser.add_argument('--scale', type=int, default=4, help='ground truth over low resolution')
+    parser.add_argument('--size', type=int, default=288, help='width and height of sub-images, at least gt_size')
+    parser.add_argument('--step', type=int, default=144, help='distance of neighbouring sub-images')
+    parser.add_argument('--lmdb', action='store_true', help='also pack each folder into an LMDB beside it')
+    parser.add_argument('--processes', type=int, default=os.cpu_count(), help='worker processes')
+    args = parser.parse_args()
+    if args.bundled == (args.photos is not None):
+        parser.error('give a folder of photographs, or --bundled')
+    try:
+        cut = Cut(args.size, args.step, args.scale)
+        parts = {'train': bundled(BUNDLED_TRAIN) if args.bundled else photographs(args.photos)}
+        if args.bundled or args.val:
+            parts['val'] = bundled(BUNDLED_VAL) if args.bundled else photographs(args.val)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for part, files in parts.items():
+        folders = [args.out / f'{part}_{kind}' for kind in ('gt', 'lq')]
+        try:
+            refused = cut_all(files, *folders, cut if part == 'train' else None, args.scale, args.processes, part)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        count = len(list(folders[0].glob('*.png')))
+        print(f'{part}: {count} image pairs from {len(files) - len(refused)} photographs in {folders[0]} and {folders[1]}'
+              + (f'; {len(refused)} left out' if refused else ''))
+        if len(refused) == len(files):
+            print(f'{part}: no photograph could be used', file=sys.stderr)
+            return 2
+        for folder in folders if args.lmdb else []:
+            print(make_lmdb(folder))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Train a super-resolution model from an option file of BasicSR."""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import sr_bigbatch  # noqa: F401  (registers the components, and mends what `import basicsr` needs)
+from sr_bigbatch.hosts.basicsr_options import check, complete
+from sr_bigbatch.hosts.basicsr_train import start_processes, train
+from sr_bigbatch.options import OptionError, load, override
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """Parse the command line, check the options, train; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog='Exit status: 0 finished, 2 something in the options has to be changed first.')
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file, e.g. options/quickstart.yml')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+                        help='how several processes were started; torchrun needs pytorch')
+    parser.add_argument('--auto_resume', action='store_true', help='go on from the newest state of this experiment')
+    parser.add_argument('--debug', action='store_true', help='log every iteration, save and validate every 8')
+    parser.add_argument('--force_yml', nargs='+', default=[], metavar='SECTION:KEY=VALUE',
+                        help='change options, e.g. train:total_iter=100 network_g:num_block=6; values are YAML')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help='accepted for old launchers; the environment variable LOCAL_RANK counts')
+    args = parser.parse_args()
+    try:
+        opt = load(args.opt)
+        override(opt, args.force_yml)
+        check(opt)
+        complete(opt, ROOT, auto_resume=args.auto_resume, debug=args.debug)
+        start_processes(opt, args.launcher)
+        train(opt, args.opt)
+    except OptionError as error:
+        print(f'{args.opt}: training has not started. To be changed:\n{error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
