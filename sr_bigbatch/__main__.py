@@ -32,7 +32,8 @@ def main() -> int:
 def _check(arguments: list[str]) -> None:
     if '-opt' not in arguments[:-1]:
         return
-    from sr_bigbatch.hosts.basicsr_options import OUR_MODELS, check
+    from sr_bigbatch.hosts.basicsr_options import check
+    from sr_bigbatch.hosts.basicsr_parts import OUR_MODELS
     opt = load(arguments[arguments.index('-opt') + 1])
     if opt.get('model_type') in OUR_MODELS and '--force_yml' not in arguments:  # the script's own way to read overrides
         check(opt)

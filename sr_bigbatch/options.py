@@ -32,10 +32,11 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f'the key {key_node.value!r} stands twice',
                                                         key_node.start_mark)
             seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
-_StrictLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'),
+_StrictLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'),  # type: ignore[no-untyped-call]
                                     list('-+0123456789'))
 
 
@@ -48,7 +49,7 @@ def _parse(text: str, source: str) -> Any:
         where = f'{source}, line {mark.line + 1}, column {mark.column + 1}' if mark else source
         raise OptionError([f'{where}: {getattr(error, "problem", None) or error}']) from error
     finally:
-        loader.dispose()
+        loader.dispose()  # type: ignore[no-untyped-call]
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from basicsr.utils.matlab_functions import imresize
 from tqdm import tqdm
 
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'}
-BUNDLED_TRAIN = ('astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png',
-                 'hubble_deep_field.jpg', 'ihc.png', 'retina.jpg')
+BUNDLED_TRAIN = ('astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png')
 BUNDLED_VAL = ('chelsea.png',)
 
 
@@ -91,6 +90,8 @@ def cut_all(files: list[Path], gt_folder: Path, lq_folder: Path, cut: Cut | None
         folder.mkdir(parents=True, exist_ok=True)
     _refuse_other_cut(gt_folder / '.cut', f'{cut}, scale {scale}')
     files, refused = _distinct(files)
+    for reason in refused:
+        print(f'left out: {reason}')
     work = partial(_cut_one, gt_folder=gt_folder, lq_folder=lq_folder, cut=cut, scale=scale)
     with ProcessPoolExecutor(max_workers=processes) as pool:
         for reason in tqdm(pool.map(work, files), total=len(files), unit='photo', desc=label):
@@ -142,7 +143,7 @@ def _read(file: Path) -> np.ndarray:
         image = None
     if image is None:
         raise RefusedImage(f'{file} cannot be read as an image')
-    return image
+    return np.asarray(image)
 
 
 def _parts(image: np.ndarray, file: Path, cut: Cut | None, scale: int) -> Iterator[np.ndarray]:

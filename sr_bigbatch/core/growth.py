@@ -1,6 +1,7 @@
 """Stages of a progressive run, and what grows at their borders."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -51,7 +52,7 @@ def parse_stages(settings: Sequence[dict[str, Any]]) -> tuple[Stage, ...]:
         stages.append(Stage(int(setting['gt_size']), None if last else int(setting['until'])))
     if not stages:
         raise ValueError('stages is empty: give at least one {gt_size: ...}')
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in itertools.pairwise(stages):
         ratio = after.gt_size / before.gt_size
         if ratio < 2 or ratio != int(ratio) or int(ratio) & (int(ratio) - 1):
             raise ValueError(f'gt_size must double (or quadruple, ...) at a border, got {before.gt_size} -> {after.gt_size}')

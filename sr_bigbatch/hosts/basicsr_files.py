@@ -40,8 +40,8 @@ def _vgg(opt: dict[str, Any]) -> Iterable[str]:
     cached = Path(torch.hub.get_dir()) / 'checkpoints' / os.path.basename(url)
     if not cached.exists():
         target = Path(VGG_PRETRAIN_PATH).absolute() if kind == 'vgg19' else cached
-        yield (f'train.perceptual_opt needs the ImageNet weights of {kind}, which are not on this machine. Get {url} and put '
-               f'it at {target}; or train without perceptual loss: --force_yml train:perceptual_opt=~')
+        yield (f'train.perceptual_opt needs the ImageNet weights of {kind}, which are not on this machine. Get {url} and '
+               f'put it at {target}; or train without perceptual loss: --force_yml train:perceptual_opt=~')
 
 
 def say_which_vgg(opt: dict[str, Any]) -> None:

@@ -1,22 +1,15 @@
 """Checks the options of a BasicSR training before anything is built, and completes them as BasicSR does."""
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.models import lr_scheduler
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY, Registry
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS
-from torch import nn
 
 from sr_bigbatch.hosts.basicsr_files import file_findings
-from sr_bigbatch.hosts.basicsr_plan import inexact, read_plan
+from sr_bigbatch.hosts.basicsr_parts import build_findings, part_findings
 from sr_bigbatch.options import OptionError, did_you_mean, unknown_keys
-
-OUR_MODELS = ('AccumulatingSRModel', 'AccumulatingESRGANModel')
 
 _SECTIONS: dict[str, set[str]] = {
     '': {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'path', 'train',
@@ -55,9 +48,9 @@ def check(opt: dict[str, Any]) -> None:
         raise OptionError(findings)
     findings = [*_known_names(opt), *_missing(opt)]
     if not findings:
-        findings = [*_parts(opt), *_numbers(opt)]
+        findings = [*part_findings(opt), *_numbers(opt)]
     if not findings:
-        findings = [*_exactness(opt), *file_findings(opt)]
+        findings = [*build_findings(opt), *file_findings(opt)]
     if findings:
         raise OptionError(findings)
 
@@ -91,58 +84,6 @@ def _missing(opt: dict[str, Any]) -> Iterable[str]:
         yield 'network_d is missing'
     if not train.get('pixel_opt') and not train.get('perceptual_opt'):
         yield 'train.pixel_opt and train.perceptual_opt are both missing: one of them is needed'
-
-
-def _parts(opt: dict[str, Any]) -> Iterable[str]:
-    """Everything that a registry or a constructor builds: is the type known, and does it take these arguments?"""
-    if opt['model_type'] not in MODEL_REGISTRY:
-        yield f'model_type {opt["model_type"]} is not registered{did_you_mean(opt["model_type"], MODEL_REGISTRY.keys())}'
-    for phase, dataset in opt['datasets'].items():
-        if dataset.get('type') not in DATASET_REGISTRY:
-            yield f'datasets.{phase}.type: {dataset.get("type")}{did_you_mean(dataset.get("type"), DATASET_REGISTRY.keys())}'
-    for name in ('network_g', 'network_d'):
-        if opt.get(name):
-            yield from _built(opt[name], name, _from(ARCH_REGISTRY))
-    train = opt['train']
-    for name in ('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt'):
-        if train.get(name):
-            yield from _built(train[name], f'train.{name}', _from(LOSS_REGISTRY))
-    for name in ('optim_g', 'optim_d'):
-        if train.get(name):
-            yield from _built(train[name], f'train.{name}', lambda kind: getattr(torch.optim, kind, None))
-    yield from _built(train['scheduler'], 'train.scheduler', _scheduler)
-    if train.get('optim_wrapper'):
-        wrapper = {'type': 'OverflowSafeOptimWrapper', **train['optim_wrapper']}
-        yield from _built(wrapper, 'train.optim_wrapper', OPTIM_WRAPPERS.get, {'clip_grad'})
-        dtype = wrapper.get('dtype', 'float32')
-        if dtype not in ('float32', 'bfloat16', 'float16'):
-            yield f'train.optim_wrapper.dtype is {dtype!r}{did_you_mean(dtype, ["float32", "bfloat16", "float16"])}'
-    for index, hook in enumerate(opt.get('custom_hooks') or []):
-        yield from _built(hook, f'custom_hooks[{index}]', HOOKS.get)
-
-
-def _from(registry: Registry) -> Callable[[str], Any]:
-    names = dict(iter(registry))
-    return lambda kind: names.get(kind) or names.get(f'{kind}_basicsr')
-
-
-def _scheduler(kind: str) -> Any:
-    return getattr(lr_scheduler, 'MultiStepRestartLR' if kind == 'MultiStepLR' else kind, None)
-
-
-def _built(settings: Any, where: str, find: Callable[[str], Any], also: Iterable[str] = ()) -> Iterable[str]:
-    if not isinstance(settings, dict) or 'type' not in settings:
-        yield f'{where} needs a type'
-        return
-    built = find(str(settings['type']))
-    if built is None:
-        yield f'{where}.type: {settings["type"]} is not known'
-        return
-    parameters = inspect.signature(built).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    known = {name for name in parameters if name not in ('self', 'params', 'optimizer', 'kwargs')} | {'type', *also}
-    if not takes_any or also:
-        yield from unknown_keys(settings, known, where, {})
 
 
 def _numbers(opt: dict[str, Any]) -> Iterable[str]:
@@ -185,24 +126,6 @@ def _micro_batch(train: dict[str, Any]) -> Iterable[str]:
     budget = train.get('memory_budget_gb')
     if budget is not None and not (isinstance(budget, int | float) and budget > 0):
         yield f'train.memory_budget_gb must be a positive number, got {budget!r}'
-
-
-def _exactness(opt: dict[str, Any]) -> list[str]:
-    """Build the networks without memory: do their constructors agree, and is the update that of the whole batch?"""
-    networks: dict[str, nn.Module | None] = {'network_g': None, 'network_d': None}
-    for name in networks:
-        if opt.get(name):
-            settings = {key: value for key, value in opt[name].items() if key != 'type'}
-            try:
-                with torch.device('meta'):
-                    networks[name] = _from(ARCH_REGISTRY)(opt[name]['type'])(**settings)
-            except (TypeError, ValueError, AssertionError) as error:
-                return [f'{name}: {error}']
-    net_g, net_d = networks.values()
-    if net_g is None or opt['model_type'] not in OUR_MODELS:
-        return []
-    return inexact(read_plan(opt, net_d, lambda batch_size: batch_size), int(opt['datasets']['train']['batch_size_per_gpu']),
-                   net_g, net_d)
 
 
 def _is_whole(value: Any, at_least: int) -> bool:

@@ -12,7 +12,7 @@ from basicsr.utils import tensor2img
 from basicsr.utils.matlab_functions import imresize
 
 matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402  (after the backend has been chosen)
+from matplotlib import pyplot as plt
 
 _ZOOM = 96  # pixels of the ground truth
 

@@ -17,8 +17,18 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models import build_model
-from basicsr.utils import (MessageLogger, check_resume, get_env_info, get_root_logger, get_time_str, init_tb_logger,
-                           init_wandb_logger, make_exp_dirs, mkdir_and_rename, set_random_seed)
+from basicsr.utils import (
+    MessageLogger,
+    check_resume,
+    get_env_info,
+    get_root_logger,
+    get_time_str,
+    init_tb_logger,
+    init_wandb_logger,
+    make_exp_dirs,
+    mkdir_and_rename,
+    set_random_seed,
+)
 from basicsr.utils.options import copy_opt_file, dict2str
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -55,8 +65,8 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         run.validate(0)
     started = time.time()
     with logging_redirect_tqdm([logger]), run.bar:
-        for epoch, iteration, batch, waited in _batches(opt, loader, sampler, epoch, iteration):
-            run.one(epoch, iteration, batch, waited)
+        for now, iteration, batch, waited in _batches(opt, loader, sampler, epoch, iteration):  # noqa: B020
+            run.one(now, iteration, batch, waited)
     logger.info(f'End of training after {time.time() - started:.0f} s. Save the latest model.')
     model.save(epoch=-1, current_iter=-1)
     run.validate(iteration)
@@ -200,7 +210,7 @@ class _Run:
 
     def validate(self, iteration: int) -> None:
         """Validate on every validation set and write down the metrics."""
-        val = self.opt.get('val')
+        val = self.opt.get('val') or {}
         for loader in self.val_loaders if val else []:
             before = time.perf_counter()
             self.model.validation(loader, iteration, self.tb_logger, val.get('save_img', False))

@@ -12,6 +12,7 @@ import warnings
 
 import torch
 
+_GONE = 'torchvision.transforms.functional_tensor'
 _declared: list[torch.library.Library] = []  # a library disappears with its last reference
 
 
@@ -33,7 +34,7 @@ def mend_torchvision() -> None:
             raise
         _declare_operators()
         importlib.import_module('torchvision')
-    if importlib.util.find_spec('torchvision.transforms.functional_tensor') is None:
+    if _GONE not in sys.modules and importlib.util.find_spec(_GONE) is None:
         _alias_functional_tensor()
 
 
@@ -50,11 +51,11 @@ def _declare_operators() -> None:
 
 def _alias_functional_tensor() -> None:
     functional = importlib.import_module('torchvision.transforms.functional')
-    module = types.ModuleType('torchvision.transforms.functional_tensor')
+    module = types.ModuleType(_GONE)
     module.rgb_to_grayscale = functional.rgb_to_grayscale  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
-    _announce('torchvision.transforms.functional_tensor, which BasicSR imports, is gone from torchvision; '
-              'an alias stands in for it')
+    _announce(f'{_GONE}, which BasicSR imports, is gone from torchvision; an '
+              'alias stands in for it')
 
 
 def _announce(what: str) -> None:

@@ -27,7 +27,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, 1, 1)
 
 
-def _conv_backward(gradient: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool],
+def _conv_backward(gradient: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, ...],
                    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     result: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
         gradient, x, weight, [weight.shape[0]], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, list(needs))
@@ -45,7 +45,8 @@ def _grow(features: list[Tensor], parameters: list[Tensor], first: int, last: in
 
 class _DenseBlock(torch.autograd.Function):
     """``(out, x) = block(x)``. An outer skip connection starts at the second output, so that the gradients of all uses
-    of x are added in the order in which autograd adds them in BasicSR's network."""
+    of x are added in the order in which autograd adds them in BasicSR's network.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype | None, recomputed: int,

@@ -53,7 +53,7 @@ class GrowableVGGDiscriminator(nn.Module):
         self.linear2 = nn.Linear(_HIDDEN, 1)
 
     def _width(self, stage: int) -> int:
-        return self.num_feat * min(2**stage, 8)
+        return self.num_feat * min(1 << stage, 8)
 
     def _add_stage(self, stage: int) -> list[nn.Module]:
         before = self.num_in_ch if stage == 0 else self._width(stage - 1)

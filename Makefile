@@ -1,0 +1,39 @@
+# make train : everything from nothing to a trained model on the bundled photographs
+# make test  : everything from nothing to passed tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: train test slow lint clean
+
+train: $(VENV)/ready datasets/bundled/ready
+	$(BIN)/python tools/train.py -opt options/quickstart.yml
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# BasicSR's build wants torch at hand, and BasicSR and mmengine ask for an OpenCV that needs a desktop: hence the order.
+$(VENV)/ready: constraints.txt requirements.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch numpy setuptools wheel
+	$(PIP) --no-deps torchvision mmengine
+	$(PIP) --no-deps --no-build-isolation basicsr
+	$(PIP) -r requirements.txt pytest hypothesis ruff mypy types-PyYAML
+	$(PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+datasets/bundled/ready: $(VENV)/ready sr_bigbatch/prepare.py
+	rm -rf datasets/bundled
+	$(BIN)/python tools/prepare_data.py --bundled --out datasets/bundled
+	touch $@
+
+clean:
+	rm -rf $(VENV) datasets/bundled

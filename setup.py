@@ -1,0 +1,30 @@
+"""Package metadata of sr_bigbatch; tool settings are in pyproject.toml."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'sr_bigbatch' / '__init__.py').read_text())[1]
+
+setup(
+    name='sr-bigbatch',
+    version=VERSION,
+    description='Train super-resolution GANs at batch sizes that do not fit on the GPU: a plugin for BasicSR and mmengine',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    keywords='super-resolution, ESRGAN, gradient accumulation, activation checkpointing, BasicSR, mmengine',
+    packages=find_packages(include=['sr_bigbatch', 'sr_bigbatch.*']),
+    package_data={'sr_bigbatch': ['py.typed']},
+    python_requires='>=3.10',
+    install_requires=[
+        'torch>=2.6', 'torchvision>=0.21', 'basicsr>=1.4.2', 'mmengine>=0.10.7,<0.11', 'opencv-python>=4.8', 'numpy>=1.26',
+        'lmdb>=1.4', 'addict>=2.4', 'yapf>=0.40', 'PyYAML>=6.0', 'tqdm>=4.66', 'tensorboard>=2.14', 'matplotlib>=3.8',
+        'scikit-image>=0.22',
+    ],
+    extras_require={'test': ['pytest>=8', 'hypothesis>=6.100'], 'dev': ['ruff>=0.6', 'mypy>=1.11', 'pre-commit>=3.5',
+                                                                       'types-PyYAML']},
+    classifiers=['Development Status :: 3 - Alpha', 'Operating System :: OS Independent',
+                 'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Processing'],
+)

@@ -1,0 +1,116 @@
+"""Checks what the registries and constructors of the hosts would be asked to build."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from basicsr.models import lr_scheduler
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY, Registry
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from torch import nn
+
+from sr_bigbatch.core.growth import parse_stages
+from sr_bigbatch.hosts.basicsr_plan import inexact, read_plan
+from sr_bigbatch.hosts.mmengine_optim import DTYPES
+from sr_bigbatch.options import did_you_mean, unknown_keys
+
+OUR_MODELS = ('AccumulatingSRModel', 'AccumulatingESRGANModel')
+
+
+def part_findings(opt: dict[str, Any]) -> Iterable[str]:
+    """Everything that a registry or a constructor builds: is the type known, and does it take these arguments?"""
+    if opt['model_type'] not in MODEL_REGISTRY:
+        yield f'model_type {opt["model_type"]} is not registered{did_you_mean(opt["model_type"], MODEL_REGISTRY.keys())}'
+    for phase, dataset in opt['datasets'].items():
+        if dataset.get('type') not in DATASET_REGISTRY:
+            yield f'datasets.{phase}.type: {dataset.get("type")}{did_you_mean(dataset.get("type"), DATASET_REGISTRY.keys())}'
+    for name in ('network_g', 'network_d'):
+        if opt.get(name):
+            yield from _built(opt[name], name, _from(ARCH_REGISTRY))
+    for index, hook in enumerate(opt.get('custom_hooks') or []):
+        where = f'custom_hooks[{index}]'
+        yield from _built(hook, where, HOOKS.get)
+        if isinstance(hook, dict) and hook.get('type') == 'ProgressiveResolutionHook':
+            yield from _stages(hook, where, opt['datasets']['train'])
+    yield from _training_parts(opt['train'])
+
+
+def _stages(hook: dict[str, Any], where: str, data: dict[str, Any]) -> Iterable[str]:
+    try:
+        first = parse_stages(hook.get('stages', []))[0]
+    except (TypeError, ValueError) as error:
+        yield f'{where}: {error}'
+        return
+    if first.gt_size != data['gt_size']:
+        yield f'{where}: the first stage has gt_size {first.gt_size} but datasets.train.gt_size is {data["gt_size"]}'
+    if data['type'] == 'PairedImageDataset':
+        yield f'{where}: crops can only grow if datasets.train.type is ProgressivePairedImageDataset'
+
+
+def _training_parts(train: dict[str, Any]) -> Iterable[str]:
+    finders = {**dict.fromkeys(('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt'), _from(LOSS_REGISTRY)),
+               **dict.fromkeys(('optim_g', 'optim_d'), lambda kind: getattr(torch.optim, kind, None)),
+               'scheduler': _scheduler}
+    for name, find in finders.items():
+        if train.get(name):
+            yield from _built(train[name], f'train.{name}', find)
+    if train.get('optim_wrapper'):
+        wrapper = {'type': 'OverflowSafeOptimWrapper', **train['optim_wrapper']}
+        yield from _built(wrapper, 'train.optim_wrapper', OPTIM_WRAPPERS.get, {'clip_grad'})
+        dtype = wrapper.get('dtype', 'float32')
+        if dtype not in DTYPES:
+            yield f'train.optim_wrapper.dtype is {dtype!r}{did_you_mean(dtype, DTYPES)}'
+
+
+def _from(registry: Registry) -> Callable[[str], Any]:
+    names = dict(iter(registry))
+    return lambda kind: names.get(kind) or names.get(f'{kind}_basicsr')
+
+
+def _scheduler(kind: str) -> Any:
+    return getattr(lr_scheduler, 'MultiStepRestartLR' if kind == 'MultiStepLR' else kind, None)
+
+
+def _built(settings: Any, where: str, find: Callable[[str], Any], also: Iterable[str] = ()) -> Iterable[str]:
+    if not isinstance(settings, dict) or 'type' not in settings:
+        yield f'{where} needs a type'
+        return
+    built = find(str(settings['type']))
+    if built is None:
+        yield f'{where}.type: {settings["type"]} is not known'
+        return
+    parameters = inspect.signature(built).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = {name for name in parameters if name not in ('self', 'params', 'optimizer', 'kwargs')} | {'type', *also}
+    if not takes_any or also:
+        yield from unknown_keys(settings, known, where, {})
+
+
+def build_findings(opt: dict[str, Any]) -> list[str]:
+    """Build networks and losses without memory: do they agree, and is the update that of the whole batch?"""
+    networks: dict[str, nn.Module | None] = {'network_g': None, 'network_d': None}
+    train = opt['train']
+    try:
+        for name in ('pixel_opt', 'ldl_opt', 'gan_opt'):  # not the perceptual one: it reads its weights
+            where = f'train.{name}'
+            if train.get(name):
+                _construct(LOSS_REGISTRY, train[name])
+        for where in networks:
+            if opt.get(where):
+                networks[where] = _construct(ARCH_REGISTRY, opt[where])
+    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        return [f'{where}: {error}']
+    net_g, net_d = networks.values()
+    if net_g is None or opt['model_type'] not in OUR_MODELS:
+        return []
+    batch_size = int(opt['datasets']['train']['batch_size_per_gpu'])
+    return inexact(read_plan(opt, net_d, lambda size: size), batch_size, net_g, net_d)
+
+
+def _construct(registry: Registry, settings: dict[str, Any]) -> nn.Module:
+    arguments = {key: value for key, value in settings.items() if key != 'type'}
+    with torch.device('meta'):
+        module: nn.Module = _from(registry)(settings['type'])(**arguments)
+    return module

@@ -1,0 +1,79 @@
+"""Real data and real options, small enough for a laptop."""
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from sr_bigbatch.options import load
+from sr_bigbatch.prepare import BUNDLED_VAL, Cut, bundled, cut_all, make_lmdb
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny networks: threads would only wait for each other
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory) -> Path:
+    """Sub-images of a real photograph, as folders and as LMDBs, for training and validation."""
+    folder = tmp_path_factory.mktemp('data')
+    photos = bundled(BUNDLED_VAL)
+    cut_all(photos, folder / 'train_gt', folder / 'train_lq', Cut(128, 80, 4), 4, 1, 'train')
+    cut_all(photos, folder / 'val_gt', folder / 'val_lq', Cut(96, 400, 4), 4, 1, 'val')
+    for name in ('train_gt', 'train_lq'):
+        make_lmdb(folder / name)
+    return folder
+
+
+@pytest.fixture
+def opt(data, tmp_path) -> dict:
+    """The quickstart's options, reduced to seconds, writing into the test's own folder."""
+    opt = load(ROOT / 'options' / 'quickstart.yml')
+    opt['num_gpu'] = 0
+    opt['network_g'].update(num_feat=8, num_block=1, num_grow_ch=8)
+    opt['network_d'].update(num_feat=8, input_size=32)
+    opt['datasets']['train'].update(gt_size=32, batch_size_per_gpu=4, num_worker_per_gpu=0, dataset_enlarge_ratio=2,
+                                    dataroot_gt=str(data / 'train_gt'), dataroot_lq=str(data / 'train_lq'))
+    opt['datasets']['val'].update(dataroot_gt=str(data / 'val_gt'), dataroot_lq=str(data / 'val_lq'))
+    opt['train'].update(micro_batch_size=2, total_iter=4)
+    opt['val']['val_freq'] = 2
+    opt['logger'].update(print_freq=1, save_checkpoint_freq=2)
+    opt['path']['experiments_root'] = str(tmp_path / 'experiments')
+    return opt
+
+
+@pytest.fixture
+def built(opt, tmp_path):
+    """``built(**changes)`` -> a BasicSR model made from ``opt`` as the training makes it."""
+    from basicsr.models import build_model
+
+    from sr_bigbatch.hosts.basicsr_options import check, complete
+    from sr_bigbatch.hosts.basicsr_train import start_processes
+
+    def build(options: dict | None = None):
+        options = options or opt
+        if str(options['model_type']).startswith('Accumulating'):
+            check(options)
+        complete(options, tmp_path, auto_resume=False, debug=False)
+        start_processes(options, 'none')
+        torch.manual_seed(0)
+        return build_model(options)
+
+    return build
+
+
+def load_tool(name: str):
+    """Import ``tools/NAME.py`` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,107 @@
+"""CheckpointedRRDBNet is BasicSR's RRDBNet, with less memory."""
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.archs.rrdbnet_arch import RRDBNet
+
+from sr_bigbatch.core.memory import saved_bytes
+from sr_bigbatch.nets.dense_block import dense_block
+from sr_bigbatch.nets.rrdb import POLICIES, CheckpointedRRDBNet, ResidualDenseBlock
+
+
+def _gradients(net, images, cotangent, dtype=None):
+    images = images.clone().requires_grad_()
+    with torch.autocast('cpu', dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        output = net(images)
+    output.backward(cotangent.to(output.dtype))
+    return output, images.grad, [parameter.grad for parameter in net.parameters()]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('scale', [4, 2, 1])
+@pytest.mark.parametrize('policy', POLICIES)
+def test_output_and_gradients_are_bitwise_those_of_basicsr(policy, scale, dtype):
+    host = RRDBNet(3, 3, scale, 16, 2, 8).to(dtype)
+    ours = build_network({'type': 'CheckpointedRRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': scale, 'num_feat': 16,
+                          'num_block': 2, 'num_grow_ch': 8, 'activation_memory': policy}).to(dtype)
+    ours.load_state_dict(host.state_dict(), strict=True)
+    images, cotangent = torch.rand(2, 3, 16, 16, dtype=dtype), torch.randn(2, 3, 16 * scale, 16 * scale, dtype=dtype)
+    for mine, theirs in zip(_gradients(ours, images, cotangent), _gradients(host, images, cotangent), strict=True):
+        if isinstance(mine, list):
+            assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
+        else:
+            assert torch.equal(mine, theirs)
+    with torch.no_grad():
+        assert torch.equal(ours(images), host(images))
+
+
+@pytest.mark.parametrize('policy', POLICIES)
+def test_under_bfloat16_autocast_gradients_stay_float32_and_close(policy):
+    host, ours = RRDBNet(3, 3, 4, 16, 2, 8), CheckpointedRRDBNet(3, 3, 4, 16, 2, 8, policy)
+    ours.load_state_dict(host.state_dict())
+    images, cotangent = torch.rand(2, 3, 16, 16), torch.randn(2, 3, 64, 64)
+    mine = _gradients(ours, images, cotangent, torch.bfloat16)
+    theirs = _gradients(host, images, cotangent, torch.bfloat16)
+    assert mine[0].dtype == torch.bfloat16 and all(gradient.dtype == torch.float32 for gradient in mine[2])
+    for p, q in zip(mine[2], theirs[2], strict=True):
+        assert (p - q).norm() <= 2e-2 * q.norm()
+
+
+def test_same_seed_same_weights_as_basicsr():
+    torch.manual_seed(3)
+    host = RRDBNet(3, 3, 4, 8, 2, 4).state_dict()
+    torch.manual_seed(3)
+    ours = CheckpointedRRDBNet(3, 3, 4, 8, 2, 4).state_dict()
+    assert list(ours) == list(host) and all(torch.equal(ours[key], host[key]) for key in host)
+
+
+def test_policies_keep_less_and_less():
+    images = torch.rand(1, 3, 32, 32)
+    kept = {}
+    for policy in POLICIES:
+        net = CheckpointedRRDBNet(3, 3, 4, 64, 4, 32, policy)
+        kept[policy] = saved_bytes(lambda net=net: net(images), net)
+    host = RRDBNet(3, 3, 4, 64, 4, 32)
+    stock = saved_bytes(lambda: host(images), host)
+    assert kept['minimal'] < kept['compact'] < kept['lean'] < 0.5 * stock
+
+
+@pytest.mark.parametrize('recomputed', range(5))
+def test_the_hand_written_backward_passes_gradcheck(recomputed):
+    block = ResidualDenseBlock(4, 2).double()
+    parameters = [parameter.detach().mul(5).requires_grad_() for parameter in block.parameters()]
+    x = torch.rand(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+
+    def both_uses(x, *parameters):
+        out, skip = dense_block(x, list(parameters), recomputed)
+        return out, skip * 2
+
+    assert torch.autograd.gradcheck(both_uses, (x, *parameters))
+
+
+def test_two_passes_before_one_backward():
+    host, ours = RRDBNet(3, 3, 4, 8, 1, 4).double(), CheckpointedRRDBNet(3, 3, 4, 8, 1, 4).double()
+    ours.load_state_dict(host.state_dict())
+    first, second = torch.rand(2, 1, 3, 8, 8, dtype=torch.float64)
+    for net in (host, ours):
+        (net(first).sum() + net(second).square().sum()).backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours.parameters(), host.parameters(), strict=True))
+
+
+@pytest.mark.parametrize('frozen', ['body', 'conv_first'])
+def test_frozen_parts_get_no_gradient_and_do_not_disturb_the_others(frozen):
+    host, ours = RRDBNet(3, 3, 4, 8, 1, 4).double(), CheckpointedRRDBNet(3, 3, 4, 8, 1, 4).double()
+    ours.load_state_dict(host.state_dict())
+    image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    for net in (host, ours):
+        getattr(net, frozen).requires_grad_(False)
+        net(image).square().sum().backward()
+    for p, q in zip(ours.parameters(), host.parameters(), strict=True):
+        assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)
+
+
+@pytest.mark.parametrize(('settings', 'message'), [({'scale': 3}, 'scale must be'),
+                                                   ({'activation_memory': 'tiny'}, 'activation_memory must be')])
+def test_unknown_settings_are_refused_with_the_known_ones(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CheckpointedRRDBNet(3, 3, **settings)

@@ -1,0 +1,41 @@
+"""The option files that we ship."""
+import copy
+
+import pytest
+
+from sr_bigbatch.hosts.basicsr_options import check
+from sr_bigbatch.options import OptionError, load
+from tests.conftest import ROOT
+
+FILES = sorted((ROOT / 'options').glob('*.yml'))
+FULL = [file for file in FILES if file.stem != 'quickstart']
+
+
+def test_the_promised_files_are_there():
+    assert {file.stem for file in FILES} == {'quickstart', 'rrdb_psnr_128_bs128', 'esrgan_128_bs128', 'esrgan_256_bs128',
+                                             'esrgan_progressive_128to256_bs128'}
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+def test_only_data_and_weights_are_missing_where_they_have_not_been_fetched(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    options = load(file)
+    assert options['name'] == file.stem
+    with pytest.raises(OptionError) as caught:
+        check(options)
+    assert all('there is no folder' in finding or 'ImageNet weights' in finding for finding in caught.value.findings)
+
+
+@pytest.mark.parametrize('file', FULL, ids=lambda file: file.stem)
+def test_the_full_recipes_train_an_effective_batch_of_128(file):
+    assert load(file)['datasets']['train']['batch_size_per_gpu'] == 128
+
+
+def test_the_256_px_recipe_differs_from_the_128_px_one_in_size_alone():
+    small, large = (load(ROOT / 'options' / f'esrgan_{size}_bs128.yml') for size in (128, 256))
+    expected = copy.deepcopy(small)
+    expected['name'] = 'esrgan_256_bs128'
+    expected['datasets']['train']['gt_size'] = expected['network_d']['input_size'] = 256
+    expected['train']['micro_batch_size'] = large['train']['micro_batch_size']
+    assert large == expected

@@ -1,0 +1,87 @@
+"""``tools/prepare_data.py`` as a user meets it."""
+import cv2
+import lmdb
+import numpy as np
+import pytest
+from basicsr.data import build_dataset
+from basicsr.utils.matlab_functions import imresize
+
+from sr_bigbatch.prepare import BUNDLED_VAL, Cut, bundled
+from tests.conftest import load_tool
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    image = cv2.imread(str(bundled(BUNDLED_VAL)[0]))
+    cv2.imwrite(str(folder / 'cat.png'), image)
+    cv2.imwrite(str(folder / 'grey.jpg'), image[..., 0])
+    cv2.imwrite(str(folder / 'cat.bmp'), image)
+    cv2.imwrite(str(folder / 'small.png'), image[:60, :200])
+    (folder / 'torn.png').write_bytes((folder / 'cat.png').read_bytes()[:200])
+    (folder / 'empty.jpg').touch()
+    (folder / 'notes.txt').write_text('no image')
+    return folder
+
+
+def _prepare(monkeypatch, *arguments):
+    monkeypatch.setattr('sys.argv', ['prepare_data.py', *map(str, arguments), '--processes', '2'])
+    return load_tool('prepare_data').main()
+
+
+def test_photographs_become_aligned_pairs_and_unusable_ones_are_named(photos, tmp_path, monkeypatch, capsys):
+    out = tmp_path / 'out'
+    assert _prepare(monkeypatch, photos, '--val', photos, '--out', out, '--size', 128, '--step', 100, '--lmdb') == 0
+    said = capsys.readouterr().out
+    for reason in ('small.png has 200x60 pixels, less than 128x128', 'torn.png cannot be read', 'empty.jpg cannot be read',
+                   'cat.png has the name of', 'left out'):
+        assert reason in said
+    pairs = sorted(path.name for path in (out / 'train_gt').glob('*.png'))
+    assert pairs == sorted(path.name for path in (out / 'train_lq').glob('*.png')) and len(pairs) == 2 * 3 * 5
+    truth, low = (cv2.imread(str(out / folder / pairs[7])) for folder in ('train_gt', 'train_lq'))
+    assert truth.shape == (128, 128, 3) and low.shape == (32, 32, 3)
+    expected = (imresize(truth.astype(np.float32) / 255, 1 / 4).clip(0, 1) * 255).round()
+    assert np.array_equal(low, expected)
+    assert cv2.imread(str(out / 'val_gt' / 'cat.png')).shape == (300, 448, 3)
+    settings = {'name': 'packed', 'type': 'PairedImageDataset', 'dataroot_gt': f'{out}/train_gt.lmdb',
+                'dataroot_lq': f'{out}/train_lq.lmdb', 'io_backend': {'type': 'lmdb'}, 'phase': 'val', 'scale': 4}
+    packed = build_dataset(settings)
+    assert len(packed) == len(pairs) and packed[0]['gt'].shape == (3, 128, 128)
+    with lmdb.open(f'{out}/train_gt.lmdb', readonly=True, lock=False) as environment:
+        assert environment.stat()['entries'] == len(pairs)
+
+
+def test_a_repeated_call_passes_over_what_is_done(photos, tmp_path, monkeypatch):
+    arguments = (photos, '--out', tmp_path / 'out', '--size', 128, '--step', 100)
+    _prepare(monkeypatch, *arguments)
+    folder = tmp_path / 'out' / 'train_gt'
+    before = {path: path.stat().st_mtime_ns for path in folder.glob('grey*.png')}
+    (folder / '.cat.bmp.done').unlink()  # as if the call had been interrupted there
+    (folder / 'cat_s003.png').unlink()
+    _prepare(monkeypatch, *arguments)
+    assert (folder / 'cat_s003.png').exists()
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob('grey*.png')}
+
+
+def test_another_cut_into_the_same_folder_is_refused(photos, tmp_path, monkeypatch, capsys):
+    assert _prepare(monkeypatch, photos, '--out', tmp_path / 'out', '--size', 128, '--step', 100) == 0
+    assert _prepare(monkeypatch, photos, '--out', tmp_path / 'out', '--size', 64) == 2
+    assert 'choose another output folder' in capsys.readouterr().err
+
+
+def test_nothing_usable_is_an_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'none').mkdir()
+    for folder, message in ((tmp_path / 'none', 'holds no image'), (tmp_path / 'nowhere', 'there is no folder')):
+        assert _prepare(monkeypatch, folder, '--out', tmp_path / 'out') == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / 'none' / 'torn.png').write_bytes(b'PNG')
+    assert _prepare(monkeypatch, tmp_path / 'none', '--out', tmp_path / 'out') == 2
+    with pytest.raises(SystemExit):
+        _prepare(monkeypatch)
+
+
+@pytest.mark.parametrize('settings', [(0, 1, 4), (130, 10, 4), (128, 0, 4)])
+def test_cuts_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError, match='must be'):
+        Cut(*settings)
