@@ -74,21 +74,27 @@ def make_case(discriminator: str = 'group', gan_type: str = 'vanilla', relativis
     net_g = RRDBNet(3, 3, 4, 8, 1, 4).to(dtype)
     net_d = (UNetDiscriminatorSN(3, 4) if discriminator == 'unet'
              else GrowableVGGDiscriminator(3, 8, SIZE, discriminator)).to(dtype)
-    with torch.no_grad():  # images of about the brightness of the ground truth, so that D cannot tell all of them apart
+    with torch.no_grad():
         net_g.conv_last.weight.mul_(20)
         net_g.conv_last.bias.fill_(0.3)
     lq = torch.rand(batch, 3, SIZE // 4, SIZE // 4, dtype=dtype)
-    gt = torch.rand(batch, 3, SIZE, SIZE, dtype=dtype) * torch.linspace(0.2, 1, batch, dtype=dtype).view(-1, 1, 1, 1)
-    _spread(net_d, net_g(lq).detach(), gt)
+    fake = net_g(lq).detach()
+    noise = torch.rand(batch, 3, SIZE, SIZE, dtype=dtype) - 0.5  # near the generated images, in another order: D errs
+    gt = fake.flip(0) + noise * torch.linspace(0.02, 0.2, batch, dtype=dtype).view(-1, 1, 1, 1)
+    _spread(net_d, fake, gt)
     return Case(net_g, net_d, lq, gt, GANLoss(gan_type, 1.0, 0.0, 5e-3), relativistic)
 
 
 def _spread(net_d: nn.Module, fake: Tensor, real: Tensor) -> None:
+    for module in net_d.modules():  # without this, features of an untrained network hardly depend on the image
+        if isinstance(module, nn.Conv2d | nn.Linear) and 'weight' in dict(module.named_parameters()):
+            nn.init.kaiming_normal_(module.weight, a=0.2)
     last = net_d.conv9 if isinstance(net_d, UNetDiscriminatorSN) else net_d.linear2
     with torch.no_grad():
         judge = copy.deepcopy(net_d)
         spread = torch.stack([judge(fake).std(), judge(real).std()]).min() if len(real) > 1 else judge(real).abs().max()
         last.weight.mul_(3 / spread)
+        last.bias.sub_(copy.deepcopy(net_d)(real).mean())
 
 
 def difference(update: nn.Module, reference: nn.Module, start: nn.Module) -> float:

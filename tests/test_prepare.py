@@ -1,6 +1,5 @@
 """``tools/prepare_data.py`` as a user meets it."""
 import cv2
-import lmdb
 import numpy as np
 import pytest
 from basicsr.data import build_dataset
@@ -48,8 +47,7 @@ def test_photographs_become_aligned_pairs_and_unusable_ones_are_named(photos, tm
                 'dataroot_lq': f'{out}/train_lq.lmdb', 'io_backend': {'type': 'lmdb'}, 'phase': 'val', 'scale': 4}
     packed = build_dataset(settings)
     assert len(packed) == len(pairs) and packed[0]['gt'].shape == (3, 128, 128)
-    with lmdb.open(f'{out}/train_gt.lmdb', readonly=True, lock=False) as environment:
-        assert environment.stat()['entries'] == len(pairs)
+    assert (out / 'train_gt.lmdb' / 'meta_info.txt').read_text().count('(128,128,3) 1') == len(pairs)
 
 
 def test_a_repeated_call_passes_over_what_is_done(photos, tmp_path, monkeypatch):
