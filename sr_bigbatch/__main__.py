@@ -1,12 +1,13 @@
 """``python -m sr_bigbatch path/to/train.py -opt FILE ...``: run a script with our components registered."""
 from __future__ import annotations
 
+import argparse
 import runpy
 import sys
 from pathlib import Path
 
 import sr_bigbatch
-from sr_bigbatch.options import OptionError, load
+from sr_bigbatch.options import OptionError, load, override
 
 
 def main() -> int:
@@ -30,12 +31,17 @@ def main() -> int:
 
 
 def _check(arguments: list[str]) -> None:
-    if '-opt' not in arguments[:-1]:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('-opt')
+    parser.add_argument('--force_yml', nargs='+', default=[])
+    known, _ = parser.parse_known_args(arguments[1:])
+    if known.opt is None:
         return
     from sr_bigbatch.hosts.basicsr_options import check
     from sr_bigbatch.hosts.basicsr_parts import OUR_MODELS
-    opt = load(arguments[arguments.index('-opt') + 1])
-    if opt.get('model_type') in OUR_MODELS and '--force_yml' not in arguments:  # the script's own way to read overrides
+    opt = load(known.opt)
+    override(opt, known.force_yml)
+    if opt.get('model_type') in OUR_MODELS:
         check(opt)
 
 

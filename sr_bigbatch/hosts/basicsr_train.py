@@ -186,14 +186,14 @@ class _Run:
         self.model.optimize_parameters(iteration)
         self.waited, self.count = self.waited + waited, self.count + 1
         self.bar.update()
-        settings = self.opt['logger']
-        if iteration % settings['print_freq'] == 0:
+        settings, last = self.opt['logger'], iteration == self.opt['train']['total_iter']
+        if iteration % settings['print_freq'] == 0 or last:
             self._log(epoch, iteration)
         if iteration % settings['save_checkpoint_freq'] == 0:
             get_root_logger().info('Saving models and training states.')
             self.model.save(epoch, iteration)
         val = self.opt.get('val')
-        if val and iteration % int(val['val_freq']) == 0 and iteration != self.opt['train']['total_iter']:
+        if val and iteration % int(val['val_freq']) == 0 and not last:
             self.validate(iteration)
 
     def _log(self, epoch: int, iteration: int) -> None:
