@@ -31,7 +31,8 @@ def _check(case, reference, divided, tolerance):
     assert difference(net_d, reference_d, case.net_d) <= tolerance
     assert report.verdicts == {'g': Verdict.COMMITTED, 'd': Verdict.COMMITTED}
     for name, value in losses.items():
-        torch.testing.assert_close(report.losses[name], value.detach(), rtol=max(10 * tolerance, 1e-6), atol=max(10 * tolerance, 1e-6))
+        allowed = max(10 * tolerance, 1e-6)
+        torch.testing.assert_close(report.losses[name], value.detach(), rtol=allowed, atol=allowed)
 
 
 @pytest.mark.parametrize('kept', KEPT)
