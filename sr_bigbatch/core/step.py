@@ -77,6 +77,8 @@ class AdversarialStep:
 
     def __call__(self, lq: Tensor, gt: Tensor, *, update_g: bool = True) -> StepReport:
         """Make one update from ``lq`` (B, C, h, w) and ``gt`` (B, C, H, W); without ``update_g`` of D alone."""
+        for update in (self.update_g, self.update_d):
+            update.reset()  # an interrupted step may have left a part of a gradient
         self._d_parameters = [parameter for parameter in self.net_d.parameters() if parameter.requires_grad]
         with one_power_iteration(self.net_g), one_power_iteration(self.net_d):
             drafts, fake = self._generate(lq, gt, update_g)

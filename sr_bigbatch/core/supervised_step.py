@@ -38,6 +38,7 @@ class SupervisedStep:
     def __call__(self, lq: Tensor, gt: Tensor) -> StepReport:
         """Make one update from ``lq`` (B, C, h, w) and ``gt`` (B, C, H, W)."""
         output = torch.empty_like(gt)
+        self.update_g.reset()  # an interrupted step may have left a part of a gradient
         with one_power_iteration(self.net_g):
             rng = RngState.capture(lq.device)
             sums = self._accumulate(lq, gt, output)

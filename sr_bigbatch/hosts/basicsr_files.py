@@ -17,7 +17,7 @@ _VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
 def file_findings(opt: dict[str, Any]) -> list[str]:
     """A finding for each file or folder of the options that is missing, and for a training set that fills no batch."""
-    findings = [*_vgg(opt), *_pretrained(opt)]
+    findings = [*vgg_findings(opt), *_pretrained(opt)]
     for phase, dataset in opt['datasets'].items():
         findings += _dataset(dataset, f'datasets.{phase}')
     if not findings:
@@ -25,7 +25,8 @@ def file_findings(opt: dict[str, Any]) -> list[str]:
     return findings
 
 
-def _vgg(opt: dict[str, Any]) -> Iterable[str]:
+def vgg_findings(opt: dict[str, Any]) -> Iterable[str]:
+    """A finding if the perceptual loss lacks the weights of its network."""
     perceptual = opt['train'].get('perceptual_opt')
     if not perceptual:
         return

@@ -13,6 +13,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import Tensor, nn
 
+from sr_bigbatch.core.audit import table
 from sr_bigbatch.core.batch import StepPlan
 from sr_bigbatch.core.distributed import same_everywhere, world_size
 from sr_bigbatch.core.growth import add_to_optimizer
@@ -24,7 +25,7 @@ from sr_bigbatch.core.supervised_step import SupervisedStep
 from sr_bigbatch.core.update import StepReport, Verdict
 from sr_bigbatch.hosts.basicsr_data import set_gt_size
 from sr_bigbatch.hosts.basicsr_losses import Float32Features, HostLosses
-from sr_bigbatch.hosts.basicsr_plan import inexact, read_plan
+from sr_bigbatch.hosts.basicsr_plan import audit, read_plan
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.options import OptionError
 
@@ -62,19 +63,27 @@ class _Accumulating:
         self.first_gt_size = self.gt_size = self.opt['datasets']['train']['gt_size']
         self.first_plan = self._plan()
         self.step = self.build_step(self.first_plan)
+        self._refuse_inexact(self.first_plan)
         self.hooks = [HOOKS.build(dict(settings)) for settings in self.opt.get('custom_hooks') or []]
 
     def _plan(self: Any) -> StepPlan:
         batch_size, net_d = int(self.opt['datasets']['train']['batch_size_per_gpu']), getattr(self, 'net_d', None)
         plan = read_plan(self.opt, net_d, self._measured_micro_batch)
-        if findings := inexact(plan, batch_size, self.net_g, net_d):
-            raise OptionError(findings)
         get_root_logger().info(
             f'Effective batch {batch_size * world_size()} in {world_size()} process(es), '
             f'{"exact" if plan.exact else "plain"} accumulation. Samples at a time: generator {plan.micro.generator}, '
             f'pixel and perceptual losses {plan.micro.perceptual}, discriminator {plan.micro.discriminator}. '
             f'Generator graphs kept: {plan.kept_graphs}. Dtype: {self.dtype}.')
         return plan
+
+    def _refuse_inexact(self: Any, plan: StepPlan) -> None:
+        findings = audit(self, plan)
+        get_root_logger().info(f'Is the update that of the whole batch?\n{table(findings)}')
+        wrong = [f'{finding.part}: {finding.because}' for finding in findings if not finding.exact]
+        if plan.exact and wrong:
+            raise OptionError([*wrong, 'so the update would not be that of the whole batch. Change what is named, or let it '
+                               'see the whole batch in one process (train.micro_batch_size), or accept the difference '
+                               '(train.accumulation: plain)'])
 
     def _measured_micro_batch(self: Any, batch_size: int) -> int:
         budget = self.opt['train'].get('memory_budget_gb')

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sr_bigbatch.hosts.basicsr_files import file_findings
+from sr_bigbatch.hosts.basicsr_files import file_findings, vgg_findings
 from sr_bigbatch.hosts.basicsr_parts import build_findings, part_findings
 from sr_bigbatch.options import OptionError, did_you_mean, unknown_keys
 
@@ -33,11 +33,12 @@ _TRAIN_DATA_REQUIRED = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'io_backen
 _MICRO_PARTS = {'generator', 'perceptual', 'discriminator'}
 
 
-def check(opt: dict[str, Any]) -> None:
+def check(opt: dict[str, Any], *, data: bool = True) -> None:
     """Look for everything that would stop the training or make it another one than was meant.
 
     Args:
         opt: options as they stand in the file, with overrides applied.
+        data: whether photographs and pretrained weights must be there, too.
 
     Raises:
         OptionError: with all findings at once.
@@ -50,7 +51,7 @@ def check(opt: dict[str, Any]) -> None:
     if not findings:
         findings = [*part_findings(opt), *_numbers(opt)]
     if not findings:
-        findings = [*build_findings(opt), *file_findings(opt)]
+        findings = [*build_findings(opt), *(file_findings if data else vgg_findings)(opt)]
     if findings:
         raise OptionError(findings)
 

@@ -1,11 +1,13 @@
-"""Reads how a BasicSR training wants its batch cut."""
+"""Reads how a BasicSR training wants its batch cut, and finds out whether the update stays that of the batch."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
+from sr_bigbatch.core.audit import Finding, audit_losses, audit_network
 from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
 from sr_bigbatch.core.distributed import world_size
 from sr_bigbatch.core.replay import batch_norms
@@ -43,3 +45,32 @@ def inexact(plan: StepPlan, batch_size: int, net_g: nn.Module, net_d: nn.Module 
                 '(train.micro_batch_size), or choose a norm without batch statistics (network_d.norm: group), or accept '
                 'the difference (train.accumulation: plain)')
     return findings
+
+
+_TOY_SIZE = 32  # pixels; enough for every layer of VGG19 up to conv5_4
+
+
+def audit(model: Any, plan: StepPlan) -> list[Finding]:
+    """Try networks and losses of a BasicSR model on toy batches.
+
+    Args:
+        model: one of our models, with networks and losses built.
+        plan: how its batch is cut.
+    """
+    data, device, scale = model.opt['datasets']['train'], model.device, model.opt['scale']
+    channels, alone = model.opt['network_g'].get('num_in_ch', 3), world_size() == 1
+
+    def toy(count: int, size: int) -> torch.Tensor:
+        contrast = torch.logspace(-1, 0, count).view(-1, 1, 1, 1)  # among samples alike, every loss looks like a mean
+        images = torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(0))
+        return (images * contrast).to(device)
+
+    batch_size, size = int(data['batch_size_per_gpu']), max(_TOY_SIZE, 2 * scale)
+    findings = audit_network('network_g', model.net_g, toy(3, size // scale),
+                             sees_whole_batch=alone and plan.micro.generator >= batch_size)
+    if hasattr(model, 'net_d'):
+        findings += audit_network('network_d', model.net_d, toy(3, int(data['gt_size'])),
+                                  sees_whole_batch=alone and plan.micro.discriminator >= batch_size)
+        findings.append(Finding('l_g_gan, l_d_real, l_d_fake', plan.exact, 'taken from the logits of the whole batch'
+                                if plan.exact else 'taken from the logits of each micro-batch (accumulation: plain)'))
+    return findings + audit_losses(model.losses, toy(4, size).flip(0), toy(4, size), toy(4, size // scale))
