@@ -35,9 +35,9 @@ class Case:
     gan_loss: nn.Module
     relativistic: bool
 
-    def undivided(self) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    def undivided(self, copies: tuple | None = None) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
         """BasicSR's update on the whole batch; a spectral norm advances once before and is frozen in it."""
-        net_g, net_d, optimizers = self._copies()
+        net_g, net_d, optimizers = copies or self._copies()
         if any('spectral' in type(m).__name__.lower() or hasattr(m, 'weight_u') for m in net_d.modules()):
             with torch.no_grad():
                 net_d.train()(self.gt[:1])

@@ -20,11 +20,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                                      epilog="VGG19 gets random weights: its time is real, its losses mean nothing.")
     parser.add_argument('-opt', default=str(ROOT / 'options' / 'esrgan_128_bs128.yml'), metavar='FILE', help='option file')
-    parser.add_argument('--gt-size', type=int, default=64, help='width of the ground-truth crops, pixels')
+    parser.add_argument('--gt-size', type=int, default=128, help='width of the ground-truth crops, pixels')
     parser.add_argument('--batch', type=int, default=8, help='effective batch')
     parser.add_argument('--micro', type=int, default=4, help='micro-batch')
     parser.add_argument('--blocks', type=int, default=23, help='RRDBs of the generator')
-    parser.add_argument('--rounds', type=int, default=7, help='timed steps of each candidate')
+    parser.add_argument('--rounds', type=int, default=4, help='timed steps of each candidate')
     args = parser.parse_args()
     opt = load(args.opt)
     with random_vgg():

@@ -51,12 +51,13 @@ def audit_network(part: str, net: nn.Module, images: Tensor, *, sees_whole_batch
         return [Finding(part, sees_whole_batch, f'could not be tried on a toy batch: {str(error).splitlines()[0]}')]
     if random:
         findings.append(Finding(part, True, 'draws random numbers; a replayed forward pass draws the same again'))
+    how = ', '.join(norms) or 'tried'
     if not (coupled or norms):
         findings.append(Finding(part, True, 'each sample by itself, whatever its neighbours'))
     elif sees_whole_batch:
-        findings.append(Finding(part, True, f'couples samples ({", ".join(norms) or "tried"}), but sees the whole batch'))
+        findings.append(Finding(part, True, f'couples samples ({how}), but sees the whole batch'))
     else:
-        findings.append(Finding(part, False, f'couples samples ({", ".join(norms) or "tried"}) and sees a part of the batch'))
+        findings.append(Finding(part, False, f'couples samples ({how}) and sees a part of the batch'))
     return findings
 
 

@@ -81,8 +81,8 @@ def _step(opt: dict[str, Any]) -> Callable[[], None]:
     torch.manual_seed(0)
     model = build_model(opt)
     data = opt['datasets']['train']
-    size, low = data['gt_size'], data['gt_size'] // opt['scale']
-    batch = {'gt': torch.rand(data['batch_size_per_gpu'], 3, size, size), 'lq': torch.rand(data['batch_size_per_gpu'], 3, low, low)}
+    count, size, low = data['batch_size_per_gpu'], data['gt_size'], data['gt_size'] // opt['scale']
+    batch = {'gt': torch.rand(count, 3, size, size), 'lq': torch.rand(count, 3, low, low)}
 
     def step() -> None:
         model.feed_data(batch)

@@ -69,7 +69,8 @@ def audit(model: Any, plan: StepPlan) -> list[Finding]:
     findings = audit_network('network_g', model.net_g, toy(3, size // scale),
                              sees_whole_batch=alone and plan.micro.generator >= batch_size)
     if hasattr(model, 'net_d'):
-        findings += audit_network('network_d', model.net_d, toy(3, int(data['gt_size'])),
+        judged = getattr(model.net_d, 'input_size', int(data['gt_size']))  # that of a resumed, grown one
+        findings += audit_network('network_d', model.net_d, toy(3, judged),
                                   sees_whole_batch=alone and plan.micro.discriminator >= batch_size)
         findings.append(Finding('l_g_gan, l_d_real, l_d_fake', plan.exact, 'taken from the logits of the whole batch'
                                 if plan.exact else 'taken from the logits of each micro-batch (accumulation: plain)'))

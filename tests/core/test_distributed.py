@@ -30,7 +30,7 @@ def _update_of(world, folder, exact=True, batch=8):
     return difference(net_g, reference_g, case.net_g), difference(net_d, reference_d, case.net_d), losses, saved['losses']
 
 
-@pytest.mark.parametrize('world', [2, 4])
+@pytest.mark.parametrize('world', [1, 2, 4])
 def test_the_update_and_the_logged_losses_are_those_of_one_process(world, tmp_path):
     error_g, error_d, expected, logged = _update_of(world, tmp_path)
     assert error_g <= 1e-10 and error_d <= 1e-10

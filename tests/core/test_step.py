@@ -142,6 +142,43 @@ def test_an_overflowing_gradient_is_repeated_at_a_lower_scale_and_the_other_netw
         assert all(torch.equal(p, q) for p, q in zip(net.parameters(), reference.parameters(), strict=True))
 
 
+@pytest.mark.parametrize('micro', [(1, 1, 1), (2, 3, 2)])
+def test_clipping_sees_the_gradient_of_the_whole_batch(micro):
+    case = make_case()
+
+    def updated(step_or_reference):
+        net_g, net_d, optimizers = case._copies()
+        clips = [lambda net=net: nn.utils.clip_grad_norm_(net.parameters(), 1e-3) for net in (net_g, net_d)]
+        step_or_reference(net_g, net_d, optimizers, clips)
+        return net_g, net_d
+
+    def reference(net_g, net_d, optimizers, clips):
+        for optimizer, clip in zip(optimizers, clips, strict=True):
+            optimizer.register_step_pre_hook(lambda *_, clip=clip: clip() and None)
+        case.undivided((net_g, net_d, optimizers))
+
+    def divided(net_g, net_d, optimizers, clips):
+        updates = [SafeUpdate(optimizer, None, clip) for optimizer, clip in zip(optimizers, clips, strict=True)]
+        plan = StepPlan(MicroBatchSizes(*micro))
+        AdversarialStep(net_g, net_d, *updates, pixel_loss, case.gan_loss, plan)(case.lq, case.gt)
+
+    for net, expected, start in zip(updated(divided), updated(reference), (case.net_g, case.net_d), strict=True):
+        assert difference(net, expected, start) <= 1e-10
+        assert sum(((p - q)**2).sum() for p, q in zip(net.parameters(), start.parameters(), strict=True)).sqrt() < 1.1e-5
+
+
+def test_a_gradient_left_by_an_interrupted_step_is_forgotten():
+    case = make_case()
+    net_g, net_d, (optimizer_g, optimizer_d) = case._copies()
+    for parameter in (*net_g.parameters(), *net_d.parameters()):
+        parameter.grad = torch.ones_like(parameter)
+    AdversarialStep(net_g, net_d, SafeUpdate(optimizer_g), SafeUpdate(optimizer_d), pixel_loss, case.gan_loss,
+                    StepPlan(MicroBatchSizes(2, 2, 2)))(case.lq, case.gt)
+    reference_g, reference_d, _ = case.undivided()
+    assert difference(net_g, reference_g, case.net_g) <= 1e-10
+    assert difference(net_d, reference_d, case.net_d) <= 1e-10
+
+
 def test_a_gradient_that_overflows_at_the_floor_is_refused_and_nothing_moves():
     case = make_case()
     net_g, net_d, (optimizer_g, optimizer_d) = case._copies()
