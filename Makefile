@@ -30,7 +30,7 @@ $(VENV)/ready: constraints.txt requirements.txt setup.py
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
-datasets/bundled/ready: $(VENV)/ready sr_bigbatch/prepare.py
+datasets/bundled/ready: $(VENV)/ready sr_bigbatch/hosts/basicsr_prepare.py
 	rm -rf datasets/bundled
 	$(BIN)/python tools/prepare_data.py --bundled --out datasets/bundled
 	touch $@

@@ -26,6 +26,7 @@ class _StrictLoader(yaml.SafeLoader):
     """Builds plain data only, refuses a key that stands twice, and reads ``1e-4`` as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A plain dict."""
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen:

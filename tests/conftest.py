@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sr_bigbatch.hosts.basicsr_prepare import BUNDLED_VAL, Cut, bundled, cut_all, make_lmdb
 from sr_bigbatch.options import load
-from sr_bigbatch.prepare import BUNDLED_VAL, Cut, bundled, cut_all, make_lmdb
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -28,6 +28,12 @@ def test_core_and_nets_import_torch_and_the_standard_library_only(path):
         assert not name.startswith('sr_bigbatch.hosts')
 
 
+def test_only_the_adapters_import_a_host():
+    for path in PACKAGE:
+        if path.parent.name != 'hosts':
+            assert not {name.split('.')[0] for name in _imports(path)} & {'basicsr', 'mmengine', 'mmagic', 'cv2', 'lmdb'}, path
+
+
 @pytest.mark.parametrize('path', PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_are_small_documented_and_free_of_eval(path):
     text = path.read_text()

@@ -83,6 +83,8 @@ def _missing(opt: dict[str, Any]) -> Iterable[str]:
     yield from (f'train.{key} is missing' for key in wanted if not train.get(key))
     if wanted and not opt.get('network_d'):
         yield 'network_d is missing'
+    if train.get('ldl_opt') and not train.get('ema_decay'):
+        yield 'train.ldl_opt compares with the averaged generator: set train.ema_decay, e.g. to 0.999'
     if not train.get('pixel_opt') and not train.get('perceptual_opt'):
         yield 'train.pixel_opt and train.perceptual_opt are both missing: one of them is needed'
 

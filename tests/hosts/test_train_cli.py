@@ -90,6 +90,7 @@ def test_command_line_of_basicsr_is_understood(opt, tmp_path, monkeypatch):
     ('path:pretrain_network_g=/nowhere.pth', 'there is no file /nowhere.pth'),
     ('train:ema_decay=1.5', 'train.ema_decay must be in [0, 1)'),
     ('train:pixel_opt=~', 'are both missing'),
+    ('train={ema_decay: 0, ldl_opt: {type: L1Loss}}', 'set train.ema_decay'),
     ('train:total_iter', 'expected section:key=value'),
     ('train:total_iter=[1, 2', '--force_yml'),
     ('name=!!python/object/apply:os.system ["touch ran"]', '--force_yml'),
