@@ -1,4 +1,4 @@
-"""Times our step beside BasicSR's own on the same batch, in one run."""
+"""Measures our step and our generator beside BasicSR's own, in one run."""
 from __future__ import annotations
 
 import copy
@@ -13,12 +13,17 @@ from typing import Any
 
 import torch
 import torchvision
+from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.models import build_model
+from matplotlib import pyplot as plt
+from torch import nn
 from tqdm import tqdm
 
 from sr_bigbatch.hosts.basicsr_options import complete
+from sr_bigbatch.hosts.basicsr_pictures import save_figure
 from sr_bigbatch.hosts.basicsr_train import start_processes
+from sr_bigbatch.nets.rrdb import POLICIES, CheckpointedRRDBNet
 
 BASELINE = 'BasicSR, undivided'
 _OURS = ('micro_batch_size', 'kept_graphs', 'accumulation', 'optim_wrapper', 'relativistic_gan')
@@ -98,3 +103,33 @@ def rows(speeds: dict[str, list[float]]) -> list[tuple[str, float, float]]:
     return [(name, statistics.median(values),
              statistics.median(value / base for value, base in zip(values, speeds[BASELINE], strict=True)))
             for name, values in speeds.items()]
+
+
+def generators(blocks: int) -> dict[str, nn.Module]:
+    """BasicSR's RRDBNet, and ours with the same weights under each policy."""
+    host = RRDBNet(3, 3, 4, 64, blocks, 32)
+    nets: dict[str, nn.Module] = {'BasicSR': host}
+    for policy in POLICIES:
+        nets[policy] = CheckpointedRRDBNet(3, 3, 4, 64, blocks, 32, policy)
+        nets[policy].load_state_dict(host.state_dict())
+    return nets
+
+
+def draw_bytes(kept: dict[tuple[str, str], int], target: Path) -> Path:
+    """Draw the bytes kept per sample, by dtype and policy, as bars.
+
+    Args:
+        kept: (dtype, name of the network) -> bytes a sample.
+        target: the PNG to write.
+    """
+    labels, names = (list(dict.fromkeys(key[index] for key in kept)) for index in range(2))
+    figure, axis = plt.subplots(figsize=(7, 3.6))
+    for row, label in enumerate(labels):
+        places = [index + 0.4 * row for index in range(len(names))]
+        values = [kept[label, name] / 1e6 for name in names]
+        axis.bar_label(axis.bar(places, values, width=0.38, label=label), fmt='%.0f')
+    axis.set_xticks([index + 0.2 for index in range(len(names))], names)
+    axis.set_ylabel('MB kept per sample')
+    axis.set_title("What the generator keeps for its backward pass")
+    axis.legend()
+    return save_figure(figure, target)

@@ -57,7 +57,7 @@ def draw_curves(log_file: Path, target: Path) -> Path:
             axis.set_yscale('log')
         axis.grid(alpha=0.3)
         axis.legend(fontsize='small')
-    return _save(figure, target)
+    return save_figure(figure, target)
 
 
 def draw_comparison(low: np.ndarray, ours: np.ndarray, truth: np.ndarray, scale: int, target: Path) -> Path:
@@ -82,7 +82,7 @@ def draw_comparison(low: np.ndarray, ours: np.ndarray, truth: np.ndarray, scale:
         axes[1, index].imshow(image[row:row + size, column:column + size, ::-1], interpolation='nearest')
     for axis in axes.flat:
         axis.axis('off')
-    return _save(figure, target)
+    return save_figure(figure, target)
 
 
 def _where_detail_is_lost(bicubic: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
@@ -94,7 +94,8 @@ def _where_detail_is_lost(bicubic: np.ndarray, truth: np.ndarray) -> tuple[int, 
     return int(row), int(column)
 
 
-def _save(figure: Any, target: Path) -> Path:
+def save_figure(figure: Any, target: Path) -> Path:
+    """Write a matplotlib figure as PNG and forget it; returns its path."""
     figure.tight_layout()
     figure.savefig(target, dpi=110)
     plt.close(figure)

@@ -16,22 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-SLOPE = 0.2
+from .lean_ops import activate, activate_backward, autocast_dtype, cast, conv, conv_backward, like, uncast
+
 RESIDUAL_SCALE = 0.2
 GROWING_CONVS = 4
-
-
-def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv2d(x, weight, bias, 1, 1)
-
-
-def _conv_backward(gradient: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, ...],
-                   ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    result: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
-        gradient, x, weight, [weight.shape[0]], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, list(needs))
-    return result
 
 
 def _grow(features: list[Tensor], parameters: list[Tensor], first: int, last: int) -> list[Tensor]:
@@ -39,7 +28,7 @@ def _grow(features: list[Tensor], parameters: list[Tensor], first: int, last: in
     inputs = []
     for index in range(first, last):
         inputs.append(features[0] if index == 0 else torch.cat(features, 1))
-        features.append(F.leaky_relu_(_conv(inputs[-1], *parameters[2 * index:2 * index + 2]), SLOPE))
+        features.append(activate(conv(inputs[-1], *parameters[2 * index:2 * index + 2])))
     return inputs
 
 
@@ -51,67 +40,60 @@ class _DenseBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype | None, recomputed: int,
                 *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and x; keeps what ``recomputed`` leaves."""
         ctx.dtype, ctx.recomputed = dtype, recomputed
         ctx.set_materialize_grads(False)
-        cast = _cast(parameters, dtype)
+        working = cast(parameters, dtype)
         features = [x]
-        _grow(features, cast, 0, GROWING_CONVS)
+        _grow(features, working, 0, GROWING_CONVS)
         everything = torch.cat(features, 1)
         kept = [everything] if recomputed == 0 else [x, *features[1 + recomputed:]]
         ctx.save_for_backward(*kept, *parameters)
-        return _conv(everything, *cast[-2:]).mul_(RESIDUAL_SCALE).add_(x), x
+        return conv(everything, *working[-2:]).mul_(RESIDUAL_SCALE).add_(x), x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, skip: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of x and the parameters; ``skip`` is that of the second output."""
         count = 2 * (GROWING_CONVS + 1)
         if gradient is None:
             return (skip, None, None, *[None] * count)
         saved = ctx.saved_tensors  # once: a checkpointed tensor can be unpacked only once
         kept, parameters = saved[:-count], saved[-count:]
-        cast = _cast(parameters, ctx.dtype)
+        working = cast(parameters, ctx.dtype)
         inputs: list[Tensor] = []
         if ctx.recomputed == 0:
             everything = kept[0]
         else:
             features = [kept[0]]
-            inputs = _grow(features, cast, 0, ctx.recomputed)
+            inputs = _grow(features, working, 0, ctx.recomputed)
             everything = torch.cat([*features, *kept[1:]], 1)
         needs_x, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[3:]
-        x_gradient, gradients = _backward(gradient, skip, everything, inputs, cast, needs_x, needs)
-        return (x_gradient, None, None, *[None if g is None else g.to(p.dtype)
-                                          for g, p in zip(gradients, parameters, strict=True)])
+        x_gradient, gradients = _backward(gradient, skip, everything, inputs, working, needs_x, needs)
+        return (x_gradient, None, None, *uncast(gradients, parameters))
 
 
 def _backward(gradient: Tensor, skip: Tensor | None, everything: Tensor, inputs: list[Tensor], parameters: list[Tensor],
               needs_x: bool, needs: tuple[bool, ...]) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of x and of the parameters. ``inputs`` are those of the first convolutions, where they are at hand."""
-    layout = (torch.channels_last if everything.is_contiguous(memory_format=torch.channels_last)
-              and not everything.is_contiguous() else torch.contiguous_format)
-    gradient = gradient.contiguous(memory_format=layout)
+    gradient = like(gradient, everything)
     growth, channels = parameters[0].shape[0], everything.shape[1]
     gradients: list[Tensor | None] = [None] * len(parameters)
-    total, gradients[-2], gradients[-1] = _conv_backward(gradient * RESIDUAL_SCALE, everything, parameters[-2],
-                                                         (True, *needs[-2:]))
+    total, gradients[-2], gradients[-1] = conv_backward(gradient * RESIDUAL_SCALE, everything, parameters[-2],
+                                                        (True, *needs[-2:]))
     if total is None:
         raise RuntimeError('convolution_backward returned no gradient of its input')
     width = channels - GROWING_CONVS * growth
     total.narrow(1, 0, width).add_(gradient if skip is None else skip + gradient)
     for index in reversed(range(GROWING_CONVS)):
         start = width + index * growth
-        through = torch.ops.aten.leaky_relu_backward(total.narrow(1, start, growth), everything.narrow(1, start, growth),
-                                                     SLOPE, True)
+        through = activate_backward(total.narrow(1, start, growth), everything.narrow(1, start, growth))
         x = inputs[index] if index < len(inputs) else everything.narrow(1, 0, start)
-        part, gradients[2 * index], gradients[2 * index + 1] = _conv_backward(
+        part, gradients[2 * index], gradients[2 * index + 1] = conv_backward(
             through, x, parameters[2 * index], (index > 0 or needs_x, *needs[2 * index:2 * index + 2]))
         if part is not None:
             total.narrow(1, 0, start).add_(part)
-    return (total.narrow(1, 0, width).contiguous(memory_format=layout) if needs_x else None), gradients
-
-
-def _cast(parameters: tuple[Tensor, ...], dtype: torch.dtype | None) -> list[Tensor]:
-    # Made in forward and again in backward, never kept: one 16-bit copy of the whole net per kept graph would add up.
-    return [parameter if dtype is None else parameter.to(dtype) for parameter in parameters]
+    return (like(total.narrow(1, 0, width), everything) if needs_x else None), gradients
 
 
 def dense_block(x: Tensor, parameters: list[Tensor], recomputed: int) -> tuple[Tensor, Tensor]:
@@ -122,11 +104,8 @@ def dense_block(x: Tensor, parameters: list[Tensor], recomputed: int) -> tuple[T
         parameters: weight and bias of conv1..conv5, ten tensors.
         recomputed: how many of the features x1..x4 are not kept but computed again in the backward pass, 0..4.
     """
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        out, alias = _DenseBlock.apply(x, None, recomputed, *parameters)  # type: ignore[no-untyped-call]
-        return out, alias
-    dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        out, alias = _DenseBlock.apply(x.to(dtype), dtype, recomputed, *parameters)  # type: ignore[no-untyped-call]
+    dtype = autocast_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        out, alias = _DenseBlock.apply(  # type: ignore[no-untyped-call]
+            x if dtype is None else x.to(dtype), dtype, recomputed, *parameters)
     return out, alias

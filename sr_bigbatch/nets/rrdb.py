@@ -4,14 +4,44 @@ Shapes: lq (M, C, h, w), features (M, F, h, w), output (M, C, H, W) with H = sca
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .dense_block import GROWING_CONVS, RESIDUAL_SCALE, SLOPE, dense_block
+from .dense_block import GROWING_CONVS, RESIDUAL_SCALE, dense_block
+from .upsampling_tail import MAPS, upsampling_tail
 
-POLICIES = ('lean', 'compact', 'minimal')
+
+@dataclass(frozen=True)
+class Recompute:
+    """What a backward pass computes again instead of keeping it.
+
+    Attributes:
+        features: of each dense block's four inner features, how many, from the first, 0..4.
+        blocks: in place of that, how many RRDBs are kept by their input alone and computed again as a whole; 0 for none.
+        tail: of the upsampling tail's three maps, how many, from the last, 0..3.
+
+    Raises:
+        ValueError: for a number out of its range.
+    """
+
+    features: int = 0
+    blocks: int = 0
+    tail: int = 0
+
+    def __post_init__(self) -> None:
+        for name, most in (('features', GROWING_CONVS), ('blocks', None), ('tail', MAPS)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (most is not None and value > most):
+                raise ValueError(f'activation_memory.{name} must be a whole number from 0'
+                                 f'{"" if most is None else f" to {most}"}, got {value!r}')
+
+
+POLICIES = {'lean': Recompute(), 'compact': Recompute(features=GROWING_CONVS, tail=MAPS),
+            'minimal': Recompute(blocks=1, tail=MAPS)}
 _UNSHUFFLE = {4: 1, 2: 2, 1: 4}
 
 
@@ -72,21 +102,20 @@ class CheckpointedRRDBNet(nn.Module):
         num_block: number of RRDBs.
         num_grow_ch: growth inside a dense block.
         activation_memory: what a forward pass keeps for backward. ``lean``: each feature once, nothing is computed
-            again. ``compact``: one map of F channels per dense block. ``minimal``: one map per RRDB; everything else,
-            the upsampling tail included, is computed again.
+            again. ``compact``: one map of F channels per dense block. ``minimal``: one map per RRDB; everything else is
+            computed again. Or the arguments of :class:`Recompute`, as a dict: with ``blocks: k``, every k RRDBs are
+            kept by one map.
 
     Raises:
         ValueError: for another scale or policy.
     """
 
     def __init__(self, num_in_ch: int, num_out_ch: int, scale: int = 4, num_feat: int = 64, num_block: int = 23,
-                 num_grow_ch: int = 32, activation_memory: str = 'lean') -> None:
+                 num_grow_ch: int = 32, activation_memory: str | dict[str, int] = 'lean') -> None:
         super().__init__()
         if scale not in _UNSHUFFLE:
             raise ValueError(f'scale must be one of 1, 2 and 4, got {scale!r}')
-        if activation_memory not in POLICIES:
-            raise ValueError(f'activation_memory must be one of {", ".join(POLICIES)}, got {activation_memory!r}')
-        self.scale, self.activation_memory = scale, activation_memory
+        self.scale, self.recompute = scale, _read(activation_memory)
         self.conv_first = nn.Conv2d(num_in_ch * _UNSHUFFLE[scale]**2, num_feat, 3, 1, 1)
         self.body = nn.Sequential(*(RRDB(num_feat, num_grow_ch) for _ in range(num_block)))
         self.conv_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
@@ -98,25 +127,39 @@ class CheckpointedRRDBNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Upscale ``x`` (M, C, h, w), values in [0, 1], to (M, C, H, W); the values are not clamped."""
         features = self._trunk(self.conv_first(F.pixel_unshuffle(x, _UNSHUFFLE[self.scale])))
-        if self.activation_memory == 'minimal' and torch.is_grad_enabled():
-            out: Tensor = checkpoint(self._tail, features, use_reentrant=False, preserve_rng_state=False)
-            return out
-        return self._tail(features)
+        convs = (self.conv_up1, self.conv_up2, self.conv_hr, self.conv_last)
+        return upsampling_tail(features, [parameter for conv in convs for parameter in conv.parameters()],
+                               self.recompute.tail)
 
     def _trunk(self, features: Tensor) -> Tensor:
         skip = out = features
-        for index, block in enumerate(self.body):
-            if self.activation_memory == 'minimal' and torch.is_grad_enabled():
-                out, block_input = checkpoint(block, out, use_reentrant=False, preserve_rng_state=False)
+        together = self.recompute.blocks if torch.is_grad_enabled() else 0
+        for start in range(0, len(self.body), together or 1):
+            if together:
+                out, first_input = checkpoint(self._blocks, out, start, start + together, use_reentrant=False,
+                                              preserve_rng_state=False)
             else:
-                out, block_input = block(out, GROWING_CONVS if self.activation_memory == 'compact' else 0)
-            if index == 0:
-                skip = block_input
+                out, first_input = self._blocks(out, start, start + 1)
+            if start == 0:
+                skip = first_input
         result: Tensor = skip + self.conv_body(out)
         return result
 
-    def _tail(self, features: Tensor) -> Tensor:
-        for conv in (self.conv_up1, self.conv_up2):
-            features = F.leaky_relu_(conv(F.interpolate(features, scale_factor=2, mode='nearest')), SLOPE)
-        out: Tensor = self.conv_last(F.leaky_relu_(self.conv_hr(features), SLOPE))
-        return out
+    def _blocks(self, out: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        first_input = out
+        for index, block in enumerate(list(self.body)[start:stop]):
+            out, block_input = block(out, self.recompute.features)
+            if index == 0:
+                first_input = block_input
+        return out, first_input
+
+
+def _read(activation_memory: str | dict[str, int]) -> Recompute:
+    if isinstance(activation_memory, dict):
+        try:
+            return Recompute(**activation_memory)
+        except TypeError as error:
+            raise ValueError(f'activation_memory takes features, blocks and tail, got {activation_memory!r}') from error
+    if activation_memory not in POLICIES:
+        raise ValueError(f'activation_memory must be one of {", ".join(POLICIES)}, got {activation_memory!r}')
+    return POLICIES[activation_memory]

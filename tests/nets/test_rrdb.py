@@ -7,6 +7,7 @@ from basicsr.archs.rrdbnet_arch import RRDBNet
 from sr_bigbatch.core.memory import saved_bytes
 from sr_bigbatch.nets.dense_block import dense_block
 from sr_bigbatch.nets.rrdb import POLICIES, CheckpointedRRDBNet, ResidualDenseBlock
+from sr_bigbatch.nets.upsampling_tail import upsampling_tail
 
 
 def _gradients(net, images, cotangent, dtype=None):
@@ -33,6 +34,38 @@ def test_output_and_gradients_are_bitwise_those_of_basicsr(policy, scale, dtype)
             assert torch.equal(mine, theirs)
     with torch.no_grad():
         assert torch.equal(ours(images), host(images))
+
+
+@pytest.mark.parametrize('memory', [{'features': 1}, {'features': 2, 'tail': 1}, {'features': 3, 'tail': 2},
+                                    {'blocks': 2}, {'blocks': 3, 'tail': 3}, {'blocks': 9, 'features': 4}], ids=str)
+def test_finer_control_changes_what_is_kept_and_nothing_else(memory):
+    host, ours = RRDBNet(3, 3, 4, 8, 3, 4).double(), CheckpointedRRDBNet(3, 3, 4, 8, 3, 4, memory).double()
+    ours.load_state_dict(host.state_dict())
+    images, cotangent = torch.rand(2, 3, 8, 8).double(), torch.randn(2, 3, 32, 32).double()
+    mine, theirs = _gradients(ours, images, cotangent), _gradients(host, images, cotangent)
+    assert torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
+    assert all(torch.equal(p, q) for p, q in zip(mine[2], theirs[2], strict=True))
+
+
+def test_channels_last_gives_the_same_up_to_rounding():
+    host, ours = RRDBNet(3, 3, 4, 8, 1, 4), CheckpointedRRDBNet(3, 3, 4, 8, 1, 4, 'compact')
+    ours.load_state_dict(host.state_dict())
+    ours.to(memory_format=torch.channels_last)
+    images, cotangent = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 32, 32)
+    mine, theirs = _gradients(ours, images.to(memory_format=torch.channels_last), cotangent), _gradients(
+        host, images, cotangent)
+    torch.testing.assert_close(mine[0], theirs[0])
+    for p, q in zip(mine[2], theirs[2], strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('recomputed', range(4))
+def test_the_tails_backward_passes_gradcheck(recomputed):
+    net = CheckpointedRRDBNet(1, 1, 4, 2, 1, 2).double()
+    convs = (net.conv_up1, net.conv_up2, net.conv_hr, net.conv_last)
+    parameters = [parameter.detach().requires_grad_() for conv in convs for parameter in conv.parameters()]
+    features = torch.rand(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *p: upsampling_tail(x, list(p), recomputed), (features, *parameters))
 
 
 @pytest.mark.parametrize('policy', POLICIES)
@@ -63,7 +96,8 @@ def test_policies_keep_less_and_less():
         kept[policy] = saved_bytes(lambda net=net: net(images), net)
     host = RRDBNet(3, 3, 4, 64, 4, 32)
     stock = saved_bytes(lambda: host(images), host)
-    assert kept['minimal'] < kept['compact'] < kept['lean'] < 0.5 * stock
+    assert kept['minimal'] < kept['compact'] < kept['lean'] < 0.3 * stock
+    assert kept['compact'] < 0.1 * stock
 
 
 @pytest.mark.parametrize('recomputed', range(5))
@@ -101,7 +135,10 @@ def test_frozen_parts_get_no_gradient_and_do_not_disturb_the_others(frozen):
 
 
 @pytest.mark.parametrize(('settings', 'message'), [({'scale': 3}, 'scale must be'),
-                                                   ({'activation_memory': 'tiny'}, 'activation_memory must be')])
+                                                   ({'activation_memory': 'tiny'}, 'activation_memory must be'),
+                                                   ({'activation_memory': {'features': 5}}, 'from 0 to 4'),
+                                                   ({'activation_memory': {'blocks': -1}}, 'activation_memory.blocks'),
+                                                   ({'activation_memory': {'head': 1}}, 'takes features, blocks')])
 def test_unknown_settings_are_refused_with_the_known_ones(settings, message):
     with pytest.raises(ValueError, match=message):
         CheckpointedRRDBNet(3, 3, **settings)
