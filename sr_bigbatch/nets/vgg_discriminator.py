@@ -4,6 +4,7 @@ Shapes: images (M, C, S, S) with S the input size, features (M, F, s, s), logits
 """
 from __future__ import annotations
 
+import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
+
+from .batch_norm_conv import batch_norm_conv
 
 NORMS = ('none', 'group', 'spectral', 'batch')
 SMALLEST, LARGEST = 32, 1024
@@ -80,15 +84,30 @@ class GrowableVGGDiscriminator(nn.Module):
         if images.shape[-2:] != (self.input_size, self.input_size):
             raise ValueError(f'the discriminator judges {self.input_size}x{self.input_size} images, got '
                              f'{images.shape[-2]}x{images.shape[-1]}: make network_d.input_size and gt_size equal')
-        features = images
-        for stage in range(_stages(self.input_size)):
-            for part in range(2):
-                features = getattr(self, f'conv{stage}_{part}')(features)
-                norm = getattr(self, f'bn{stage}_{part}', None) or getattr(self, f'gn{stage}_{part}', None)
-                features = F.leaky_relu_(features if norm is None else norm(features), _SLOPE)
+        features = self._features(images)
         hidden = F.leaky_relu_(self.linear1(features.flatten(1)), _SLOPE)
         logits: Tensor = self.linear2(hidden)
         return logits
+
+    def _features(self, images: Tensor) -> Tensor:
+        names = [f'{stage}_{part}' for stage in range(_stages(self.input_size)) for part in range(2)]
+        if self.norm == 'batch':  # judges whole batches: keep what backward needs and no more
+            features: Tensor = checkpoint(self._first, images, use_reentrant=False, preserve_rng_state=False)
+            for name, following in itertools.pairwise(names[1:]):
+                features = batch_norm_conv(features, getattr(self, f'bn{name}'), getattr(self, f'conv{following}'))
+            return F.leaky_relu_(getattr(self, f'bn{names[-1]}')(features), _SLOPE)
+        features = self._first(images)
+        for name in names[1:]:
+            if name != names[1]:
+                features = getattr(self, f'conv{name}')(features)
+            norm = getattr(self, f'gn{name}', None)
+            features = F.leaky_relu_(features if norm is None else norm(features), _SLOPE)
+        return features
+
+    def _first(self, images: Tensor) -> Tensor:
+        conv0_0, conv0_1 = self.get_submodule('conv0_0'), self.get_submodule('conv0_1')
+        first: Tensor = conv0_1(F.leaky_relu_(conv0_0(images), _SLOPE))
+        return first
 
     def stage_parameters(self) -> list[list[nn.Parameter]]:
         """The parameters of each stage, from the image inwards."""

@@ -2,6 +2,7 @@ import pytest
 import torch
 from basicsr.archs.discriminator_arch import VGGStyleDiscriminator
 
+from sr_bigbatch.core.memory import saved_bytes
 from sr_bigbatch.nets.vgg_discriminator import NORMS, GrowableVGGDiscriminator
 
 
@@ -13,6 +14,34 @@ def test_weights_of_basicsr_load_strictly_and_judge_the_same(size):
     assert torch.equal(ours(images), host(images))
     assert torch.equal(ours.eval()(images), host.eval()(images))
     host.load_state_dict(ours.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize('mode', ['train', 'frozen', 'eval'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_and_running_statistics_are_bitwise_those_of_basicsr(mode, dtype):
+    wide = torch.float32 if dtype is torch.bfloat16 else dtype
+    host, ours = VGGStyleDiscriminator(3, 8, 128).to(wide), GrowableVGGDiscriminator(3, 8, 128, 'batch').to(wide)
+    ours.load_state_dict(host.state_dict())
+    images, results = torch.rand(4, 3, 128, 128, dtype=wide), []
+    for net in (host, ours):
+        if mode == 'frozen':
+            for module in net.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.eval()
+        x = images.clone().requires_grad_()
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            logits = net.train(mode == 'train')(x) if mode != 'frozen' else net(x)
+        gradient, = torch.autograd.grad(logits, x, torch.ones_like(logits), retain_graph=True)  # twice, as in a step
+        logits.square().sum().backward()
+        results.append([logits, gradient, x.grad, *(p.grad for p in net.parameters()), *net.buffers()])
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_batch_norm_keeps_less_than_half_of_basicsrs_bytes():
+    host, ours = VGGStyleDiscriminator(3, 8, 128), GrowableVGGDiscriminator(3, 8, 128, 'batch')
+    images = torch.rand(2, 3, 128, 128)
+    assert saved_bytes(lambda: ours(images), ours) < 0.45 * saved_bytes(lambda: host(images), host)
 
 
 @pytest.mark.parametrize('norm', NORMS)
