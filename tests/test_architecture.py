@@ -53,7 +53,7 @@ def test_modules_are_small_documented_and_free_of_eval(path):
 
 def test_tools_parse_call_and_return_a_status():
     for path in (ROOT / 'tools').glob('*.py'):
-        assert path.read_text().count('\n') <= 65, path
+        assert path.read_text().count('\n') <= 70, path
 
 
 def test_every_module_can_be_imported_by_itself():

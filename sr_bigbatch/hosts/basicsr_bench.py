@@ -129,6 +129,7 @@ def draw_bytes(kept: dict[tuple[str, str], int], target: Path) -> Path:
         values = [kept[label, name] / 1e6 for name in names]
         axis.bar_label(axis.bar(places, values, width=0.38, label=label), fmt='%.0f')
     axis.set_xticks([index + 0.2 for index in range(len(names))], names)
+    axis.margins(y=0.12)
     axis.set_ylabel('MB kept per sample')
     axis.set_title("What the generator keeps for its backward pass")
     axis.legend()

@@ -33,12 +33,13 @@ _TRAIN_DATA_REQUIRED = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'io_backen
 _MICRO_PARTS = {'generator', 'perceptual', 'discriminator'}
 
 
-def check(opt: dict[str, Any], *, data: bool = True) -> None:
+def check(opt: dict[str, Any], *, data: bool = True, weights: bool = True) -> None:
     """Look for everything that would stop the training or make it another one than was meant.
 
     Args:
         opt: options as they stand in the file, with overrides applied.
         data: whether photographs and pretrained weights must be there, too.
+        weights: whether the weights of the perceptual network must be there.
 
     Raises:
         OptionError: with all findings at once.
@@ -51,7 +52,7 @@ def check(opt: dict[str, Any], *, data: bool = True) -> None:
     if not findings:
         findings = [*part_findings(opt), *_numbers(opt)]
     if not findings:
-        findings = [*build_findings(opt), *(file_findings if data else vgg_findings)(opt)]
+        findings = [*build_findings(opt), *(file_findings(opt) if data else vgg_findings(opt) if weights else ())]
     if findings:
         raise OptionError(findings)
 

@@ -99,7 +99,8 @@ def build_findings(opt: dict[str, Any]) -> list[str]:
                 _construct(LOSS_REGISTRY, train[name])
         for where in networks:
             if opt.get(where):
-                networks[where] = _construct(ARCH_REGISTRY, opt[where])
+                with torch.device('meta'):
+                    networks[where] = construct_network(opt[where])
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
         return [f'{where}: {error}']
     net_g, net_d = networks.values()
@@ -109,8 +110,12 @@ def build_findings(opt: dict[str, Any]) -> list[str]:
     return inexact(read_plan(opt, net_d, lambda size: size), batch_size, net_g, net_d)
 
 
+def construct_network(settings: dict[str, Any]) -> nn.Module:
+    """The network of ``network_g`` or ``network_d``."""
+    return _construct(ARCH_REGISTRY, settings)
+
+
 def _construct(registry: Registry, settings: dict[str, Any]) -> nn.Module:
     arguments = {key: value for key, value in settings.items() if key != 'type'}
-    with torch.device('meta'):
-        module: nn.Module = _from(registry)(settings['type'])(**arguments)
+    module: nn.Module = _from(registry)(settings['type'])(**arguments)
     return module

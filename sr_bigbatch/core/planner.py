@@ -1,0 +1,142 @@
+"""Predicts the memory and the work of a step, and chooses how to cut the batch for a given memory.
+
+A step is run on fake tensors, which have shapes and no data, so no GPU and hardly any memory is needed. The peak of each
+phase grows linearly with the batch and with the micro-batch, so three small runs tell the peak of any cut.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from .live_bytes import LiveBytes
+from .replay import RngState
+from .step import AdversarialStep
+from .supervised_step import SupervisedStep
+from .update import SafeUpdate
+
+CONTEXT_BYTES = 600 * 10**6  # CUDA context and library handles
+FRAGMENTATION = 1.04  # what the allocator holds over what lives
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run on fake tensors showed: peak bytes by phase, and floating-point operations."""
+
+    peak: dict[str, int]
+    flops: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """Peak of each phase as ``fixed + per_sample * B + per_micro * M`` bytes, and operations per sample."""
+
+    coefficients: dict[str, tuple[float, float, float]]
+    flops_per_sample: float
+
+    def peak(self, batch: int, micro: int) -> dict[str, float]:
+        """Bytes by phase for an effective batch and a micro-batch."""
+        return {phase: fixed + per_sample * batch + per_micro * micro
+                for phase, (fixed, per_sample, per_micro) in self.coefficients.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to make the step, and what it takes.
+
+    Attributes:
+        memory: the generator's ``activation_memory``.
+        micro: micro-batch of all parts.
+        kept: whether all of the generator's graphs are kept.
+        peak: live bytes by phase.
+        flops: operations of a step over those of the undivided one.
+    """
+
+    memory: str
+    micro: int
+    kept: bool
+    peak: dict[str, float]
+    flops: float
+
+    @property
+    def options(self) -> list[str]:
+        """The plan as ``--force_yml`` entries."""
+        return [f'network_g:activation_memory={self.memory}', f'train:micro_batch_size={self.micro}',
+                f'train:kept_graphs={"all" if self.kept else 0}']
+
+    @property
+    def total_bytes(self) -> float:
+        """What a GPU must have: live tensors at their highest, fragmentation and context."""
+        return max(self.peak.values()) * FRAGMENTATION + CONTEXT_BYTES
+
+
+def fit(run: Callable[[int, int], Run]) -> Model:
+    """The model behind ``run(batch, micro)``, from three small runs."""
+    small, longer, wider = run(3, 1), run(4, 1), run(4, 2)
+    coefficients = {}
+    for phase, peak in small.peak.items():
+        per_sample, per_micro = longer.peak[phase] - peak, wider.peak[phase] - longer.peak[phase]
+        coefficients[phase] = float(peak - 3 * per_sample - per_micro), float(per_sample), float(per_micro)
+    return Model(coefficients, float(longer.flops - small.flops))
+
+
+def plans(models: dict[tuple[str, bool], Model], batch: int, baseline_flops: float) -> list[Plan]:
+    """Every plan for an effective batch, from models by (``activation_memory``, graphs kept)."""
+    return [Plan(memory, micro, kept, model.peak(batch, micro), model.flops_per_sample / baseline_flops)
+            for (memory, kept), model in models.items() for micro in MICRO_BATCHES if micro <= batch]
+
+
+def choose(candidates: Sequence[Plan], budget_bytes: float) -> Plan | None:
+    """The plan with the least work that fits; among equals the one with the largest micro-batch. None if none fits."""
+    fitting = [plan for plan in candidates if plan.total_bytes <= budget_bytes]
+    return min(fitting, key=lambda plan: (round(plan.flops, 3), -plan.micro), default=None)
+
+
+class _FakeUpdate(SafeUpdate):
+    """An update whose gradients have no values to look at."""
+
+    @staticmethod
+    def _is_finite(gradients: list[Tensor]) -> bool:
+        return True
+
+
+def fake_update(optimizer: torch.optim.Optimizer) -> SafeUpdate:
+    """An update for a step on fake tensors; the optimizer gets its state at once, as after a first step."""
+    update = _FakeUpdate(optimizer)
+    for parameter in update.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    update.commit()
+    return update
+
+
+@contextmanager
+def without_rng() -> Iterator[None]:
+    """Inside this context a step leaves the random number generators alone: their state cannot be kept in fake tensors."""
+    nothing = RngState(torch.empty(0), None)
+    with mock.patch.object(RngState, 'capture', lambda device: nothing), mock.patch.object(
+            RngState, '_restore', lambda self, device: None):
+        yield
+
+
+def watch(step: AdversarialStep | SupervisedStep, live: LiveBytes) -> None:
+    """Have ``live`` count the phases of ``step`` apart."""
+    names = {'_generate': 'generate', '_judge': 'judge', '_differentiate': 'grade', '_learn': 'learn',
+             '_accumulate': 'learn'}
+    for method, phase in names.items():
+        if hasattr(step, method):
+            setattr(step, method, _announced(getattr(step, method), phase, live))
+    for update in {id(update): update for update in vars(step).values() if isinstance(update, SafeUpdate)}.values():
+        setattr(update, 'commit', _announced(update.commit, 'commit', live))  # noqa: B010
+
+
+def _announced(function: Callable[..., object], phase: str, live: LiveBytes) -> Callable[..., object]:
+    def announced(*args: object, **kwargs: object) -> object:
+        live.phase(phase)
+        return function(*args, **kwargs)
+
+    return announced

@@ -1,0 +1,173 @@
+"""Predicts what a BasicSR training of ours takes, from its options alone."""
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from basicsr.archs import vgg_arch
+from basicsr.losses import build_loss
+from basicsr.models.esrgan_model import ESRGANModel
+from basicsr.models.sr_model import SRModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from tqdm import tqdm
+
+from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
+from sr_bigbatch.core.growth import parse_stages
+from sr_bigbatch.core.live_bytes import Flops, LiveBytes, tensors_of
+from sr_bigbatch.core.planner import Model, Plan, Run, fake_update, fit, plans, watch, without_rng
+from sr_bigbatch.core.replay import batch_norms
+from sr_bigbatch.core.step import AdversarialStep
+from sr_bigbatch.core.supervised_step import SupervisedStep
+from sr_bigbatch.hosts.basicsr_losses import Float32Features, HostLosses
+from sr_bigbatch.hosts.basicsr_parts import construct_network
+from sr_bigbatch.hosts.mmengine_optim import DTYPES
+
+_BASELINE_BATCH = (1, 2)
+
+
+class _Parts:
+    """Networks and losses of a training, on fake tensors."""
+
+    def __init__(self, opt: dict[str, Any], gt_size: int) -> None:
+        self.opt, self.gt_size, train = opt, gt_size, opt['train']
+        self.dtype = DTYPES[train.get('optim_wrapper', {}).get('dtype', 'float32')]
+        self.net_g = construct_network(opt['network_g'])
+        self.net_d = construct_network(_for_size(opt['network_d'], gt_size)) if opt.get('network_d') else None
+        self.ema = construct_network(opt['network_g']) if train.get('ema_decay') else None
+        with _without_vgg_weights():
+            self.criteria: dict[str, nn.Module | None] = {
+                name: build_loss(train[f'{name}_opt']) if train.get(f'{name}_opt') else None
+                for name in ('pixel', 'perceptual', 'gan')}
+
+    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """Low-resolution and ground-truth images of an effective batch."""
+        low = self.gt_size // self.opt['scale']
+        return torch.rand(count, 3, low, low), torch.rand(count, 3, self.gt_size, self.gt_size)
+
+    def everything(self) -> list[Tensor]:
+        """Tensors that live all the time, but for optimizer states."""
+        return tensors_of(self.net_g, self.net_d, self.ema, *self.criteria.values())
+
+
+def _for_size(network_d: dict[str, Any], gt_size: int) -> dict[str, Any]:
+    return {**network_d, 'input_size': gt_size} if 'input_size' in network_d else network_d
+
+
+@contextmanager
+def _without_vgg_weights() -> Iterator[None]:
+    """Build VGG without weights: neither file nor download is needed to know its size."""
+    models = vgg_arch.vgg
+
+    class Untrained:
+        def __getattr__(self, kind: str) -> Any:
+            return lambda pretrained: getattr(models, kind)(weights=None)
+
+    with mock.patch.object(vgg_arch, 'VGG_PRETRAIN_PATH', ''), mock.patch.object(vgg_arch, 'vgg', Untrained()):
+        yield
+
+
+def predict(opt: dict[str, Any], gt_size: int, batch: int, micro: int, kept: bool) -> Run:
+    """Run one step on fake tensors.
+
+    Args:
+        opt: checked options; ``network_g.activation_memory`` counts.
+        gt_size: crop size, in pixels.
+        batch: effective batch of a process.
+        micro: micro-batch of generator and losses; a discriminator with BatchNorm gets the whole batch.
+        kept: whether all of the generator's graphs are kept.
+    """
+    with FakeTensorMode():
+        parts = _Parts(opt, gt_size)
+        if parts.criteria['perceptual'] is not None:
+            perceptual: Any = parts.criteria['perceptual']
+            perceptual.vgg = Float32Features(perceptual.vgg, parts.dtype)
+        lq, gt = parts.batch(batch)
+        whole = parts.net_d is not None and bool(batch_norms(parts.net_d))
+        plan = StepPlan(MicroBatchSizes(micro, micro, batch if whole else micro), batch if kept else 0)
+        losses = HostLosses('l_', parts.criteria['pixel'], parts.criteria['perceptual'])
+        with LiveBytes([*parts.everything(), lq, gt]) as live, Flops() as flops:
+            update_g = fake_update(torch.optim.Adam(parts.net_g.parameters()))
+            step: AdversarialStep | SupervisedStep
+            if parts.net_d is not None and parts.criteria['gan'] is not None:
+                update_d = fake_update(torch.optim.Adam(parts.net_d.parameters()))
+                step = AdversarialStep(parts.net_g, parts.net_d, update_g, update_d, losses, parts.criteria['gan'], plan,
+                                       opt['train'].get('relativistic_gan', True), parts.dtype)
+            else:
+                step = SupervisedStep(parts.net_g, update_g, losses, plan, parts.dtype)
+            watch(step, live)
+            with without_rng():
+                step(lq, gt)
+        return Run({phase: peak for phase, peak in live.peak.items() if phase}, flops.total)
+
+
+def validation_peak(opt: dict[str, Any], size: int) -> int:
+    """Bytes that live when a validation image of ``size`` x ``size`` pixels is generated, at their highest."""
+    with FakeTensorMode(), torch.no_grad():
+        parts = _Parts(opt, int(opt['datasets']['train']['gt_size']))
+        low = torch.rand(1, 3, size // opt['scale'], size // opt['scale'])
+        with LiveBytes([*parts.everything(), low]) as live:
+            parts.net_g.eval()(low)
+        return int(live.peak[''])
+
+
+def baseline_flops(opt: dict[str, Any], gt_size: int) -> float:
+    """Operations per sample of BasicSR's own undivided step."""
+    opt = copy.deepcopy(opt)
+    opt['network_g']['type'] = 'RRDBNet' if opt['network_g']['type'] == 'CheckpointedRRDBNet' else opt['network_g']['type']
+    if opt['network_g']['type'] == 'RRDBNet':
+        opt['network_g'].pop('activation_memory', None)
+    totals = []
+    for count in _BASELINE_BATCH:
+        with FakeTensorMode():
+            parts = _Parts(opt, gt_size)
+            host: Any = mock.Mock(spec=[])
+            host.net_g, host.net_d, host.ema_decay = parts.net_g, parts.net_d, 0
+            host.lq, host.gt = parts.batch(count)
+            host.cri_pix, host.cri_perceptual, host.cri_gan = parts.criteria.values()
+            host.net_d_iters, host.net_d_init_iters = 1, 0
+            host.optimizer_g = torch.optim.Adam(parts.net_g.parameters())
+            if parts.net_d is not None:
+                host.optimizer_d = torch.optim.Adam(parts.net_d.parameters())
+            host.reduce_loss_dict = lambda losses: losses
+            with Flops() as flops:
+                (SRModel if parts.net_d is None else ESRGANModel).optimize_parameters(host, 1)
+            totals.append(flops.total)
+    return float(totals[1] - totals[0])
+
+
+def candidates(opt: dict[str, Any], gt_size: int, val_size: int) -> list[Plan]:
+    """All plans for the effective batch of the options at a crop size, with a progress bar.
+
+    Args:
+        opt: checked options.
+        gt_size: of the crops, in pixels.
+        val_size: width and height of the largest validation image, in pixels.
+    """
+    opt = copy.deepcopy(opt)
+    lean = opt['network_g']['type'] == 'CheckpointedRRDBNet'
+    policies = ('lean', 'compact', 'minimal') if lean else ('as it is',)
+    models: dict[tuple[str, bool], Model] = {}
+    combinations = list(itertools.product(policies, (True, False) if opt.get('network_d') else (False,)))
+    for policy, kept in tqdm(combinations, unit='policy', desc=f'{gt_size} px'):
+        if lean:
+            opt['network_g']['activation_memory'] = policy
+        models[policy, kept] = fit(lambda batch, micro, kept=kept: predict(opt, gt_size, batch, micro, kept))  # type: ignore[misc]
+    validation = float(validation_peak(opt, val_size))
+    return [replace(plan, peak={**plan.peak, 'validate': validation})
+            for plan in plans(models, int(opt['datasets']['train']['batch_size_per_gpu']), baseline_flops(opt, gt_size))]
+
+
+def stages(opt: dict[str, Any]) -> list[int]:
+    """Crop sizes of a run, in their order."""
+    sizes = [int(opt['datasets']['train']['gt_size'])]
+    for hook in opt.get('custom_hooks') or []:
+        if hook['type'] == 'ProgressiveResolutionHook':
+            sizes += [stage.gt_size for stage in parse_stages(hook['stages'])[1:]]
+    return sizes

@@ -1,0 +1,84 @@
+"""The planner's predictions against real runs, and ``tools/plan.py``."""
+import contextlib
+import json
+
+import pytest
+import torch
+
+from sr_bigbatch.core.live_bytes import LiveBytes
+from sr_bigbatch.core.planner import CONTEXT_BYTES, choose, fit
+from sr_bigbatch.hosts import basicsr_predict
+from sr_bigbatch.options import load
+from tests.conftest import ROOT, load_tool
+
+
+def _small(memory='lean', norm='group', dtype='float32', **train):
+    opt = load(ROOT / 'options' / 'esrgan_128_bs128.yml')
+    opt['network_g'].update(num_feat=16, num_block=2, num_grow_ch=8, activation_memory=memory)
+    opt['network_d'].update(num_feat=8, norm=norm)
+    opt['train'].update(optim_wrapper={'dtype': dtype}, **train)
+    return opt
+
+
+def test_live_bytes_are_counted_until_they_die():
+    before = torch.zeros(128)
+    with LiveBytes([before]) as live:
+        kept = torch.zeros(256) + 1
+        torch.zeros(512).add(1)
+        live.phase('later')
+        assert kept.numel() == 256
+    assert live.now == 512 + 1024
+    assert live.peak[''] == 512 + 1024 + 2 * 2048
+
+
+@pytest.mark.parametrize(('memory', 'norm', 'dtype', 'batch', 'micro', 'kept'), [
+    ('lean', 'group', 'float32', 9, 3, True), ('lean', 'group', 'bfloat16', 9, 4, False),
+    ('compact', 'none', 'float32', 10, 5, True), ('compact', 'batch', 'float32', 8, 2, False),
+    ('minimal', 'spectral', 'bfloat16', 12, 4, True), ('minimal', 'group', 'float32', 7, 2, False),
+    ('lean', 'batch', 'bfloat16', 8, 8, True)])
+def test_the_peak_fitted_on_fake_tensors_is_the_peak_of_a_real_step(memory, norm, dtype, batch, micro, kept, monkeypatch):
+    opt = _small(memory, norm, dtype, perceptual_opt=None)
+    model = fit(lambda count, size: basicsr_predict.predict(opt, 64, count, size, kept))
+    monkeypatch.setattr(basicsr_predict, 'FakeTensorMode', contextlib.nullcontext)
+    real = basicsr_predict.predict(opt, 64, batch, micro, kept)
+    predicted = model.peak(batch, micro)
+    assert max(predicted.values()) == pytest.approx(max(real.peak.values()), rel=0.05)
+    assert model.flops_per_sample * batch == pytest.approx(real.flops, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_full_recipe_fits_small_cards_with_little_more_work():
+    opt = load(ROOT / 'options' / 'esrgan_256_bs128.yml')
+    plans = basicsr_predict.candidates(opt, 256, 1024)
+    for gigabytes, flops in ((4, 1.25), (8, 1.25), (24, 1.03)):
+        plan = choose(plans, gigabytes * 2**30)
+        assert plan is not None and plan.flops <= flops
+        assert plan.total_bytes <= gigabytes * 2**30
+
+
+def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeypatch, capsys):
+    import yaml
+    path = tmp_path / 'small.yml'
+    opt = _small()
+    opt['datasets']['train'].update(gt_size=64, type='ProgressivePairedImageDataset')
+    opt['network_d']['input_size'] = 64
+    opt['custom_hooks'] = [{'type': 'ProgressiveResolutionHook', 'stages': [{'gt_size': 64, 'until': 5}, {'gt_size': 128}]}]
+    opt['train']['perceptual_opt'] = None
+    path.write_text(yaml.safe_dump(opt))
+    predicted = {size: basicsr_predict.candidates(opt, size, 64) for size in (64, 128)}  # once, for all calls below
+    monkeypatch.setattr(basicsr_predict, 'candidates', lambda opt, size, val_size: predicted[size])
+
+    def plan(*arguments):
+        monkeypatch.setattr('sys.argv', ['plan.py', '-opt', str(path), '--val-size', '64', *arguments])
+        return load_tool('plan').main(), capsys.readouterr()
+
+    status, said = plan('--vram', '1.5')
+    assert status == 0
+    for part in ('64 px, effective batch 128', '128 px', '<- chosen', '--force_yml network_g:activation_memory='):
+        assert part in said.out
+    status, said = plan('--vram', '1.5', '--json')
+    chosen = json.loads(said.out.splitlines()[-1])
+    assert status == 0 and set(chosen) == {'64', '128'} and chosen['64']['micro'] >= 1
+    assert max(chosen['128']['peak'].values()) + CONTEXT_BYTES < 1.5 * 2**30
+    assert plan('--vram', '0.1')[0] == 1
+    assert plan('--force_yml', 'train:mirco_batch_size=1')[0] == 2
