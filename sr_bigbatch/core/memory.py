@@ -1,4 +1,4 @@
-"""How many samples a network can work on at a time."""
+"""How much memory there is, and how much a forward pass keeps of it."""
 from __future__ import annotations
 
 import os
@@ -9,13 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-_USABLE = 0.6  # of the free memory; the rest is for other parts of the step, the allocator and fragmentation
 
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that are free now: on a GPU of its own memory, on the CPU of physical memory."""
+def usable_bytes(device: torch.device) -> int:
+    """Bytes that this process may use: free ones and those that it holds on a GPU, free physical memory on the CPU."""
     if device.type == 'cuda':
-        return int(torch.cuda.mem_get_info(device)[0])
+        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
     return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
@@ -42,8 +40,3 @@ def saved_bytes(run: Callable[[], object], net: nn.Module) -> int:
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del alive
     return total
-
-
-def largest_micro_batch(bytes_per_sample: int, budget_bytes: int, batch_size: int) -> int:
-    """The largest micro-batch, up to ``batch_size``, whose kept tensors use at most 60 % of ``budget_bytes``."""
-    return max(1, min(batch_size, int(budget_bytes * _USABLE) // max(1, bytes_per_sample)))

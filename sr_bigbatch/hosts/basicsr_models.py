@@ -11,14 +11,13 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
-from torch import Tensor, nn
+from torch import nn
 
 from sr_bigbatch.core.audit import table
 from sr_bigbatch.core.batch import StepPlan
 from sr_bigbatch.core.distributed import same_everywhere, world_size
 from sr_bigbatch.core.growth import add_to_optimizer
-from sr_bigbatch.core.memory import free_bytes, largest_micro_batch, saved_bytes
-from sr_bigbatch.core.precision import autocast
+from sr_bigbatch.core.memory import usable_bytes
 from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.core.supervised_step import SupervisedStep
@@ -26,6 +25,7 @@ from sr_bigbatch.core.update import StepReport, Verdict
 from sr_bigbatch.hosts.basicsr_data import set_gt_size
 from sr_bigbatch.hosts.basicsr_losses import Float32Features, HostLosses
 from sr_bigbatch.hosts.basicsr_plan import audit, read_plan
+from sr_bigbatch.hosts.basicsr_predict import automatic_micro_batch
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.options import OptionError
 
@@ -68,7 +68,7 @@ class _Accumulating:
 
     def _plan(self: Any) -> StepPlan:
         batch_size, net_d = int(self.opt['datasets']['train']['batch_size_per_gpu']), getattr(self, 'net_d', None)
-        plan = read_plan(self.opt, net_d, self._measured_micro_batch)
+        plan = read_plan(self.opt, net_d, self._automatic_micro_batch)
         get_root_logger().info(
             f'Effective batch {batch_size * world_size()} in {world_size()} process(es), '
             f'{"exact" if plan.exact else "plain"} accumulation. Samples at a time: generator {plan.micro.generator}, '
@@ -85,18 +85,10 @@ class _Accumulating:
                                'see the whole batch in one process (train.micro_batch_size), or accept the difference '
                                '(train.accumulation: plain)'])
 
-    def _measured_micro_batch(self: Any, batch_size: int) -> int:
+    def _automatic_micro_batch(self: Any, batch_size: int) -> int:
         budget = self.opt['train'].get('memory_budget_gb')
-        lq_size = self.first_gt_size // self.opt['scale']
-        sample = torch.zeros(1, self.opt['network_g']['num_in_ch'], lq_size, lq_size, device=self.device)
-
-        def run() -> Tensor:
-            with autocast(self.device, self.dtype):
-                output: Tensor = self.net_g(sample)
-            return output
-
-        return largest_micro_batch(saved_bytes(run, self.net_g),
-                                   free_bytes(self.device) if budget is None else int(budget * 1e9), batch_size)
+        return automatic_micro_batch(self.opt, batch_size,
+                                     usable_bytes(self.device) if budget is None else int(budget * 1e9))
 
     def optimize_parameters(self: Any, current_iter: int) -> None:
         """Make one update from the batch of ``feed_data``."""

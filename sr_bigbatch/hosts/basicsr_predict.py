@@ -21,13 +21,14 @@ from tqdm import tqdm
 from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
 from sr_bigbatch.core.growth import parse_stages
 from sr_bigbatch.core.live_bytes import Flops, LiveBytes, tensors_of
-from sr_bigbatch.core.planner import Model, Plan, Run, fake_update, fit, plans, watch, without_rng
+from sr_bigbatch.core.planner import Model, Plan, Run, choose, fake_update, fit, plans, watch, without_rng
 from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.core.supervised_step import SupervisedStep
 from sr_bigbatch.hosts.basicsr_losses import Float32Features, HostLosses
 from sr_bigbatch.hosts.basicsr_parts import construct_network
 from sr_bigbatch.hosts.mmengine_optim import DTYPES
+from sr_bigbatch.options import OptionError
 
 _BASELINE_BATCH = (1, 2)
 
@@ -171,3 +172,29 @@ def stages(opt: dict[str, Any]) -> list[int]:
         if hook['type'] == 'ProgressiveResolutionHook':
             sizes += [stage.gt_size for stage in parse_stages(hook['stages'])[1:]]
     return sizes
+
+
+def automatic_micro_batch(opt: dict[str, Any], batch_size: int, budget_bytes: float) -> int:
+    """The largest micro-batch that is predicted to fit, with ``activation_memory`` and ``kept_graphs`` as they are set.
+
+    Args:
+        opt: checked options.
+        batch_size: effective batch of this process.
+        budget_bytes: what the process may use.
+
+    Raises:
+        OptionError: if none fits, or a network does not run on fake tensors.
+    """
+    gt_size, kept = int(opt['datasets']['train']['gt_size']), opt['train'].get('kept_graphs', 0) == 'all'
+    try:
+        model = fit(lambda batch, micro: predict(opt, gt_size, batch, micro, kept))
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise OptionError(['train.micro_batch_size: auto cannot predict the memory of these networks '
+                           f'({str(error).splitlines()[0]}): give a number']) from error
+    found = plans({('', kept): model}, batch_size, model.flops_per_sample)
+    best = choose(found, budget_bytes)
+    if best is None:
+        raise OptionError([f'train.micro_batch_size: auto: even one sample at a time is predicted to take '
+                           f'{found[0].total_bytes / 1e9:.2f} GB, and there are {budget_bytes / 1e9:.2f} GB: see what '
+                           'tools/plan.py proposes'])
+    return best.micro

@@ -6,7 +6,9 @@ import torch
 from basicsr.data import build_dataset
 from basicsr.models.esrgan_model import ESRGANModel
 
+from sr_bigbatch.core.planner import fit, plans
 from sr_bigbatch.core.update import Verdict
+from sr_bigbatch.hosts.basicsr_predict import predict
 from sr_bigbatch.options import OptionError
 from tests.reference import difference
 
@@ -95,11 +97,16 @@ def test_gradient_clipping_of_the_wrapper_is_used(opt, built):
     assert 0 < moved < 1e-6
 
 
-def test_auto_measures_a_micro_batch_within_the_budget(opt, built):
-    opt['train'].update(micro_batch_size='auto', memory_budget_gb=1e-5)
-    assert built(copy.deepcopy(opt)).first_plan.micro.generator == 1
-    opt['train']['memory_budget_gb'] = 4
+def test_auto_predicts_a_micro_batch_within_the_budget(opt, built):
+    opt['train'].update(micro_batch_size='auto', memory_budget_gb=4)
     assert built(copy.deepcopy(opt)).first_plan.micro.generator == 4
+    model = fit(lambda batch, micro: predict(opt, 32, batch, micro, True))
+    for plan in plans({('lean', True): model}, 4, 1.0):
+        opt['train']['memory_budget_gb'] = (plan.total_bytes + 1) / 1e9
+        assert built(copy.deepcopy(opt)).first_plan.micro.generator == plan.micro
+    opt['train']['memory_budget_gb'] = 0.1
+    with pytest.raises(OptionError, match=r'even one sample at a time .* and there are 0.10 GB'):
+        built(copy.deepcopy(opt))
 
 
 def test_batch_norm_judges_the_whole_batch_or_is_refused(opt, built):
