@@ -173,6 +173,7 @@ class _Run:
     def __init__(self, opt: dict[str, Any], model: Any, val_loaders: list[Any], tb_logger: Any, iteration: int) -> None:
         self.opt, self.model, self.val_loaders, self.tb_logger = opt, model, val_loaders, tb_logger
         self.messages = MessageLogger(opt, iteration, tb_logger)
+        self.messages.max_iters += 1  # BasicSR's ETA is one iteration short: below zero at the last one
         self.bar = tqdm(total=opt['train']['total_iter'], initial=iteration, unit='it', dynamic_ncols=True,
                         disable=rank() != 0 or not sys.stderr.isatty())
         self.images = opt['datasets']['train']['batch_size_per_gpu'] * world_size()
