@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def _one_thread_and_seed():
     torch.manual_seed(0)
+    random.seed(0)  # BasicSR's crops and flips
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny networks: threads would only wait for each other
     yield
