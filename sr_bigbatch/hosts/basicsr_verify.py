@@ -86,11 +86,9 @@ def verify(opt: dict[str, Any], root: Path, seed: int = 0) -> list[Difference]:
     start = _snapshot(model)
     undivided = _update(model, start, None)
     divided = _update(model, start, model.first_plan)
-    micro = model.first_plan.micro
-    whole = max(vars(micro).values()) >= count
-    plain_micro = MicroBatchSizes(*[min(vars(micro).values())] * 3)
-    plain = None if whole and min(vars(micro).values()) >= count else _update(
-        model, start, replace(model.first_plan, micro=plain_micro, exact=False))
+    smallest = min(vars(model.first_plan.micro).values())
+    plain = None if smallest >= count else _update(model, start, replace(
+        model.first_plan, micro=MicroBatchSizes(smallest, smallest, smallest), exact=False))
     return [Difference(name, _distance(divided[name], undivided[name], start[name]),
                        None if plain is None else _distance(plain[name], undivided[name], start[name]))
             for name in start]
