@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
+from sr_bigbatch.core.report import StepReport
 from sr_bigbatch.core.step import AdversarialStep
-from sr_bigbatch.core.update import SafeUpdate, StepReport
+from sr_bigbatch.core.update import SafeUpdate
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 
 DISCRIMINATORS = ('none', 'group', 'spectral', 'batch', 'unet')

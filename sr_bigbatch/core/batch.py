@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class MicroBatchSizes:
     def for_crop(self, old: int, new: int) -> MicroBatchSizes:
         """The sizes that keep the pixels of a micro-batch when crops of ``old`` pixels become ``new`` pixels wide."""
         return MicroBatchSizes(**{name: max(1, size * old**2 // new**2) for name, size in vars(self).items()})
+
+
+PARTS = tuple(field.name for field in fields(MicroBatchSizes))
 
 
 def micro_slices(batch_size: int, micro_batch_size: int) -> Iterator[slice]:

@@ -39,6 +39,15 @@ def sum_in_place(tensors: Sequence[Tensor]) -> None:
             tensor.detach().copy_(summed.view_as(tensor))
 
 
+def worst(code: int, device: torch.device) -> int:
+    """The largest ``code`` of all processes: what has happened to one of them concerns all."""
+    if world_size() == 1:
+        return code
+    codes = torch.tensor([code], device=device)
+    dist.all_reduce(codes, dist.ReduceOp.MAX)
+    return int(codes.item())
+
+
 def same_everywhere(net: nn.Module) -> None:
     """Give every process the parameters and buffers of rank 0."""
     if world_size() == 1:

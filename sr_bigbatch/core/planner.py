@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
-from torch import Tensor
 
 from .live_bytes import LiveBytes
+from .recovery import Recovery
 from .replay import RngState
 from .step import AdversarialStep
 from .supervised_step import SupervisedStep
@@ -100,26 +100,28 @@ def choose(candidates: Sequence[Plan], budget_bytes: float) -> Plan | None:
 class _FakeUpdate(SafeUpdate):
     """An update whose gradients have no values to look at."""
 
-    @staticmethod
-    def _is_finite(gradients: list[Tensor]) -> bool:
+    def is_finite(self) -> bool:
         return True
+
+    def is_doomed(self) -> bool:
+        return False
 
 
 def fake_update(optimizer: torch.optim.Optimizer) -> SafeUpdate:
-    """An update for a step on fake tensors; the optimizer gets its state at once, as after a first step."""
+    """An update for a step on fake tensors; the optimizer gets its state at once, as in a training."""
     update = _FakeUpdate(optimizer)
-    for parameter in update.parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    update.commit()
+    update.allocate()
     return update
 
 
 @contextmanager
-def without_rng() -> Iterator[None]:
-    """Inside this context a step leaves the random number generators alone: their state cannot be kept in fake tensors."""
+def without_values() -> Iterator[None]:
+    """Inside this context a step neither keeps random numbers nor looks at values: fake tensors have none."""
     nothing = RngState(torch.empty(0), None)
-    with mock.patch.object(RngState, 'capture', lambda device: nothing), mock.patch.object(
-            RngState, '_restore', lambda self, device: None):
+    with (mock.patch.object(RngState, 'capture', lambda device: nothing),
+          mock.patch.object(RngState, 'restore', lambda self, device: None),
+          mock.patch.object(Recovery, 'bad_input', lambda self, *images: False),
+          mock.patch.object(Recovery, 'widen_overflowed', lambda self: None)):
         yield
 
 
@@ -131,7 +133,8 @@ def watch(step: AdversarialStep | SupervisedStep, live: LiveBytes) -> None:
         if hasattr(step, method):
             setattr(step, method, _announced(getattr(step, method), phase, live))
     for update in {id(update): update for update in vars(step).values() if isinstance(update, SafeUpdate)}.values():
-        setattr(update, 'commit', _announced(update.commit, 'commit', live))  # noqa: B010
+        for method in ('reserve', 'apply'):
+            setattr(update, method, _announced(getattr(update, method), 'commit', live))
 
 
 def _announced(function: Callable[..., object], phase: str, live: LiveBytes) -> Callable[..., object]:

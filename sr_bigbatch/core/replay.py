@@ -31,16 +31,42 @@ class RngState:
     def replayed(self, device: torch.device) -> Iterator[None]:
         """Draw the same numbers as after :meth:`capture`; afterwards go on as if nothing had been drawn."""
         now = RngState.capture(device)
-        self._restore(device)
+        self.restore(device)
         try:
             yield
         finally:
-            now._restore(device)
+            now.restore(device)
 
-    def _restore(self, device: torch.device) -> None:
+    def restore(self, device: torch.device) -> None:
+        """Draw the same numbers from now on as after :meth:`capture`."""
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, device)
+
+
+class Traces:
+    """The random numbers and the buffers of networks as they are now, to return to.
+
+    Args:
+        device: whose random numbers.
+        *nets: whose buffers: running statistics, power iterations.
+    """
+
+    def __init__(self, device: torch.device, *nets: nn.Module) -> None:
+        self._rng = RngState.capture(device)
+        self._device = device
+        self._buffers = [(buffer, buffer.detach().clone()) for net in nets for buffer in net.buffers()]
+
+    def restore(self) -> None:
+        """Return to the captured state."""
+        self._rng.restore(self._device)
+        self.restore_buffers()
+
+    def restore_buffers(self) -> None:
+        """Return to the captured buffers; the random numbers go on."""
+        with torch.no_grad():
+            for buffer, saved in self._buffers:
+                buffer.copy_(saved)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ H = scale * h, logits (B, ...).
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,28 +20,11 @@ from .batch import StepPlan, length, micro_slices
 from .distributed import gather_batch, rank, sum_in_place, world_size
 from .losses import LossSums, SampleLosses
 from .precision import autocast, widen
-from .replay import RngState, frozen_running_statistics, one_power_iteration
-from .update import SafeUpdate, StepReport
-
-
-@dataclass
-class _Draft:
-    """One micro-batch of generated images; ``graph`` is None where the forward pass will be replayed."""
-
-    samples: slice
-    rng: RngState
-    graph: Tensor | None
-
-
-@dataclass
-class _Judged:
-    """One micro-batch seen by the discriminator; the graphs are None where the forward passes will be replayed."""
-
-    samples: slice
-    rng: RngState
-    real: Tensor
-    fake: Tensor
-    graphs: tuple[Tensor, Tensor, Tensor] | None = None  # real logits, generated images (leaf), their logits
+from .recovery import Recovery
+from .replay import RngState, batch_norms, frozen_running_statistics, one_power_iteration
+from .report import StepReport
+from .update import SafeUpdate, Verdict
+from .work import Batch, Draft, Judged
 
 
 @dataclass
@@ -52,16 +35,20 @@ class AdversarialStep:
     see the batch once and as a whole. Otherwise it runs without graph in *judge* and again in *grade*, where one
     forward pass on generated images serves both halves of the game.
 
+    A step that runs out of memory or overflows begins again, with the same batch and the same random numbers, until both
+    gradients are fit to be applied (see :class:`sr_bigbatch.core.recovery.Recovery`).
+
     Attributes:
         net_g: the generator, not wrapped for data parallelism.
         net_d: the discriminator, likewise.
         update_g: owns the generator's optimizer.
         update_d: owns the discriminator's optimizer.
-        losses: the sample losses.
+        losses: the sample losses; called under autocast to the dtype of the step.
         gan_loss: the host's GAN loss.
-        plan: how the batch is cut.
+        plan: how the batch is cut; from then on it is ``recovery.plan``.
         relativistic: see :func:`sr_bigbatch.core.adversarial.grade`.
         dtype: of autocast, or None.
+        recovery: what it remembers about trouble.
     """
 
     net_g: nn.Module
@@ -70,61 +57,103 @@ class AdversarialStep:
     update_d: SafeUpdate
     losses: SampleLosses
     gan_loss: GanLoss
-    plan: StepPlan
+    plan: InitVar[StepPlan]
     relativistic: bool = True
     dtype: torch.dtype | None = None
-    _d_parameters: list[Tensor] = field(init=False, repr=False, default_factory=list)
+    recovery: Recovery = field(init=False)
+
+    def __post_init__(self, plan: StepPlan) -> None:
+        self.recovery = Recovery(plan, self.dtype, next(self.net_g.parameters()).device)
 
     def __call__(self, lq: Tensor, gt: Tensor, *, update_g: bool = True) -> StepReport:
-        """Make one update from ``lq`` (B, C, h, w) and ``gt`` (B, C, H, W); without ``update_g`` of D alone."""
-        for update in (self.update_g, self.update_d):
-            update.reset()  # an interrupted step may have left a part of a gradient
-        self._d_parameters = [parameter for parameter in self.net_d.parameters() if parameter.requires_grad]
+        """Make one update from ``lq`` (B, C, h, w) and ``gt`` (B, C, H, W); without ``update_g`` of D alone.
+
+        Raises:
+            OutOfMemory: if memory ran out and no micro-batch can be made smaller; nothing has changed.
+            PoisonedWeights: if a network is not finite; nothing has changed.
+        """
+        recovery = self.recovery
+        recovery.begin(gt.shape[0], self._whole())
+        if recovery.bad_input(lq, gt):
+            return StepReport({}, None, {}, recovery.end())
         with one_power_iteration(self.net_g), one_power_iteration(self.net_d):
-            drafts, fake = self._generate(lq, gt, update_g)
-            judged = self._judge(gt, fake)
-            grades = self._grade(judged)
-            batch = _Batch(lq, gt, fake, judged, grades)
-            sums, image_gradient = self._differentiate(batch, for_g=update_g, for_d=True)
-            verdicts = {}
+            batch = recovery.until_done(lambda: self._attempt(lq, gt, update_g), {'g': self.net_g, 'd': self.net_d},
+                                        {'g': self.update_g, 'd': self.update_d})
+        sum_in_place(list(batch.sums.values.values()))
+        return StepReport(self._report(batch, update_g), batch.fake, batch.verdicts, recovery.end())
+
+    def _whole(self) -> set[str]:
+        """The parts that must see the whole batch at once, so that no shortage of memory may cut them."""
+        nets = {'generator': self.net_g, 'discriminator': self.net_d}
+        return {part for part, net in nets.items() if self.recovery.plan.now.exact and batch_norms(net)}
+
+    def _attempt(self, lq: Tensor, gt: Tensor, update_g: bool) -> Batch | None:
+        """Everything before the weights change. None: trouble was met and answered, begin again."""
+        recovery, batch = self.recovery, Batch(lq, gt, self.recovery.device)
+        with recovery:
+            self._generate(batch, update_g)
+            self._judge(batch)
+            recovery.widen_overflowed()
+        if recovery.must_restart():
+            return None
+        batch.grades = self._grade(batch.judged)
+        with recovery:
+            self._differentiate(batch, for_g=update_g, for_d=True)
             if update_g:
-                self._learn(drafts, lq, image_gradient)
-                verdicts['g'] = self.update_g.commit_or_repeat(lambda: self._repeat_g(drafts, batch))
-            verdicts['d'] = self.update_d.commit_or_repeat(lambda: self._repeat_d(batch))
-        sum_in_place(list(sums.values.values()))
-        return StepReport(self._report(sums, grades, judged, update_g), fake, verdicts)
+                self._learn(batch)
+            self.update_g.reserve()
+            self.update_d.reserve()
+        if recovery.must_restart():
+            return None
+        return batch if self._settle(batch, update_g) else None
 
-    def _generate(self, lq: Tensor, gt: Tensor, update_g: bool) -> tuple[list[_Draft], Tensor]:
-        drafts, fake = [], torch.empty_like(gt)
-        for index, samples in enumerate(micro_slices(gt.shape[0], self.plan.micro.generator)):
-            keep = update_g and index < self.plan.kept_graphs
-            rng = RngState.capture(lq.device)
-            with torch.set_grad_enabled(keep), autocast(lq.device, self.dtype):
-                generated = self.net_g(lq[samples])
-            fake[samples] = generated.detach()
-            drafts.append(_Draft(samples, rng, generated if keep else None))
-        return drafts, fake
+    def _settle(self, batch: Batch, update_g: bool) -> bool:
+        """Bring both gradients to be applied, or refused; False: begin again."""
+        settle = self.recovery.settle
+        if update_g:
+            batch.verdicts['g'] = settle(self.update_g, self.net_g, ('generator', 'perceptual'), batch.everything,
+                                         lambda: self._repeat_g(batch))
+        if batch.verdicts.get('g') is not Verdict.REPEAT:
+            batch.verdicts['d'] = settle(self.update_d, self.net_d, ('discriminator',), batch.everything,
+                                         lambda: self._repeat_d(batch))
+        return Verdict.REPEAT not in batch.verdicts.values()
 
-    def _judge(self, gt: Tensor, fake: Tensor) -> list[_Judged]:
-        judged = []
-        keep = self.plan.micro.discriminator >= gt.shape[0]
-        for samples in micro_slices(gt.shape[0], self.plan.micro.discriminator):
-            rng = RngState.capture(gt.device)
-            images = fake[samples].requires_grad_(keep)
+    def _generate(self, batch: Batch, update_g: bool) -> None:
+        self.recovery.part, plan = 'generator', self.recovery.plan.now
+        for index, samples in enumerate(micro_slices(len(batch), plan.micro.generator)):
+            keep = update_g and index < plan.kept_graphs
+            rng = RngState.capture(batch.device)
             with torch.set_grad_enabled(keep):
-                real_logits, fake_logits = self._logits(gt[samples]), self._logits(images)
-            judged.append(_Judged(samples, rng, widen(real_logits.detach()), widen(fake_logits.detach()),
-                                  (real_logits, images, fake_logits) if keep else None))
-        return judged
+                generated = self._images(batch, samples)
+            self.recovery.look_at('generator', samples, generated)
+            batch.fake[samples] = generated.detach()
+            batch.drafts.append(Draft(samples, rng, generated if keep else None))
 
-    def _logits(self, images: Tensor) -> Tensor:
-        with autocast(images.device, self.dtype):
+    def _images(self, batch: Batch, samples: slice) -> Tensor:
+        with autocast(batch.device, self.recovery.precision.of('generator', samples)):
+            images: Tensor = self.net_g(batch.lq_at(samples))
+        return images
+
+    def _judge(self, batch: Batch) -> None:
+        self.recovery.part, size = 'discriminator', self.recovery.plan.now.micro.discriminator
+        keep = size >= len(batch)
+        for samples in micro_slices(len(batch), size):
+            rng = RngState.capture(batch.device)
+            images = batch.fake[samples].requires_grad_(keep)
+            with torch.set_grad_enabled(keep):
+                real_logits, fake_logits = self._logits(batch.gt_at(samples), samples), self._logits(images, samples)
+            real, fake = widen(real_logits.detach()), widen(fake_logits.detach())
+            self.recovery.look_at('discriminator', samples, torch.cat([real, fake]))
+            batch.judged.append(Judged(samples, rng, real, fake, (real_logits, images, fake_logits) if keep else None))
+
+    def _logits(self, images: Tensor, samples: slice) -> Tensor:
+        with autocast(images.device, self.recovery.precision.of('discriminator', samples)):
             logits: Tensor = self.net_d(images)
         return logits
 
-    def _grade(self, judged: list[_Judged]) -> Grades:
+    def _grade(self, judged: list[Judged]) -> Grades:
         """Gradients at the logits of this process, for losses that are means over the batch of all processes."""
-        if not self.plan.exact:
+        if not self.recovery.plan.now.exact:
             total = sum(length(part.samples) for part in judged) * world_size()
             return Grades.weighted([(length(part.samples) / total,
                                      grade(self.gan_loss, part.real, part.fake, relativistic=self.relativistic))
@@ -135,76 +164,77 @@ class AdversarialStep:
         return Grades(grades.g_loss, grades.d_real_loss, grades.d_fake_loss,
                       grades.g_fake[mine], grades.d_real[mine], grades.d_fake[mine])
 
-    def _differentiate(self, batch: _Batch, *, for_g: bool, for_d: bool) -> tuple[LossSums, Tensor]:
-        """Accumulate D's gradient and return the sample losses and the scaled gradient at the generated images."""
-        sums, image_gradient = LossSums(), torch.zeros_like(batch.fake)
+    def _differentiate(self, batch: Batch, *, for_g: bool, for_d: bool) -> None:
+        """Accumulate D's gradient, and find the scaled gradient at the generated images."""
         if for_g:
-            total = batch.gt.shape[0] * world_size()
-            for samples in micro_slices(batch.gt.shape[0], self.plan.micro.perceptual):
-                images = batch.fake[samples].requires_grad_()
-                loss = sums.add(self.losses(images, batch.gt[samples], batch.lq[samples]), length(samples) / total)
-                image_gradient[samples] = torch.autograd.grad(loss * self.update_g.scale, images)[0]
+            batch.image_gradient = torch.zeros_like(batch.fake)
+            self._differentiate_losses(batch)
+        self.recovery.part = 'discriminator'
         for part in batch.judged:
-            gradient = self._differentiate_d(part, batch, for_g, for_d)
-            if gradient is not None:
-                image_gradient[part.samples] += gradient
-        return sums, image_gradient
+            for_d = for_d and not (self._may_repeat(part.samples) and self.update_d.is_doomed())
+            if for_g or for_d:
+                self._differentiate_d(part, batch, for_g, for_d)
 
-    def _differentiate_d(self, part: _Judged, batch: _Batch, for_g: bool, for_d: bool) -> Tensor | None:
-        samples, gradient = part.samples, None
+    def _differentiate_losses(self, batch: Batch) -> None:
+        self.recovery.part, batch.sums, total = 'perceptual', LossSums(), len(batch) * world_size()
+        for samples in micro_slices(len(batch), self.recovery.plan.now.micro.perceptual):
+            images = batch.fake[samples].requires_grad_()
+            with autocast(batch.device, self.recovery.precision.of('perceptual', samples)):
+                losses = self.losses(images, batch.gt_at(samples), batch.lq_at(samples))
+            loss = batch.sums.add(losses, length(samples) / total)
+            self.recovery.look_at('perceptual', samples, loss)
+            batch.image_gradient[samples] = torch.autograd.grad(loss * self.update_g.scale, images)[0]
+
+    def _differentiate_d(self, part: Judged, batch: Batch, for_g: bool, for_d: bool) -> None:
+        samples, parameters = part.samples, [p for p in self.net_d.parameters() if p.requires_grad]
         graphs, part.graphs = part.graphs, None
-        with part.rng.replayed(batch.gt.device), frozen_running_statistics(self.net_d):
-            real_logits = graphs[0] if graphs else self._logits(batch.gt[samples])
+        with part.rng.replayed(batch.device), frozen_running_statistics(self.net_d):
+            real_logits = graphs[0] if graphs else self._logits(batch.gt_at(samples), samples)
             if for_d:
-                self._backward_d(real_logits, batch.grades.d_real[samples])
+                self._backward_d(real_logits, batch.grades.d_real[samples], parameters)
             del real_logits
             images = graphs[1] if graphs else batch.fake[samples].requires_grad_(for_g)
-            fake_logits = graphs[2] if graphs else self._logits(images)
+            fake_logits = graphs[2] if graphs else self._logits(images, samples)
         if for_g:
             cotangent = (batch.grades.g_fake[samples] * self.update_g.scale).to(fake_logits.dtype)
-            gradient = torch.autograd.grad(fake_logits, images, cotangent, retain_graph=for_d)[0]
+            batch.image_gradient[samples] += torch.autograd.grad(fake_logits, images, cotangent, retain_graph=for_d)[0]
         if for_d:
-            self._backward_d(fake_logits, batch.grades.d_fake[samples])
-        return gradient
+            self._backward_d(fake_logits, batch.grades.d_fake[samples], parameters)
 
-    def _backward_d(self, logits: Tensor, gradient: Tensor) -> None:
+    def _backward_d(self, logits: Tensor, gradient: Tensor, parameters: list[nn.Parameter]) -> None:
         cotangent = (gradient * self.update_d.scale).to(logits.dtype)
-        torch.autograd.backward([logits], [cotangent], inputs=self._d_parameters)
+        torch.autograd.backward([logits], [cotangent], inputs=parameters)
 
-    def _learn(self, drafts: list[_Draft], lq: Tensor, image_gradient: Tensor) -> None:
-        for draft in drafts:
+    def _learn(self, batch: Batch) -> None:
+        self.recovery.part, doomed = 'generator', False
+        for draft in batch.drafts:
             generated, draft.graph = draft.graph, None
+            if doomed:
+                continue
             if generated is None:
-                with (draft.rng.replayed(lq.device), frozen_running_statistics(self.net_g),
-                      autocast(lq.device, self.dtype)):
-                    generated = self.net_g(lq[draft.samples])
-            generated.backward(image_gradient[draft.samples].to(generated.dtype))
+                with draft.rng.replayed(batch.device), frozen_running_statistics(self.net_g):
+                    generated = self._images(batch, draft.samples)
+            generated.backward(batch.image_gradient[draft.samples].to(generated.dtype))
+            doomed = self._may_repeat(draft.samples) and self.update_g.is_doomed()
 
-    def _repeat_g(self, drafts: list[_Draft], batch: _Batch) -> None:
-        _, image_gradient = self._differentiate(batch, for_g=True, for_d=False)
-        self._learn(drafts, batch.lq, image_gradient)
+    def _may_repeat(self, samples: slice) -> bool:
+        """Whether an overflow would be repeated, so that it is worth a look before the last micro-batch."""
+        return self.recovery.precision.can_widen('generator', samples)
 
-    def _repeat_d(self, batch: _Batch) -> None:
+    def _repeat_g(self, batch: Batch) -> None:
+        self._differentiate(batch, for_g=True, for_d=False)
+        self._learn(batch)
+
+    def _repeat_d(self, batch: Batch) -> None:
         self._differentiate(batch, for_g=False, for_d=True)
 
-    def _report(self, sums: LossSums, grades: Grades, judged: list[_Judged], update_g: bool) -> dict[str, Tensor]:
-        losses = dict(sums.values)
+    def _report(self, batch: Batch, update_g: bool) -> dict[str, Tensor]:
+        losses = dict(batch.sums.values)
         if update_g:
-            losses['l_g_gan'] = grades.g_loss
-        losses['l_d_real'], losses['l_d_fake'] = grades.d_real_loss, grades.d_fake_loss
-        for name, logits in (('out_d_real', [part.real for part in judged]), ('out_d_fake', [part.fake for part in judged])):
-            mean = torch.cat(logits).mean() / world_size()
+            losses['l_g_gan'] = batch.grades.g_loss
+        losses['l_d_real'], losses['l_d_fake'] = batch.grades.d_real_loss, batch.grades.d_fake_loss
+        for name, kind in (('out_d_real', 'real'), ('out_d_fake', 'fake')):
+            mean = torch.cat([getattr(part, kind) for part in batch.judged]).mean() / world_size()
             sum_in_place([mean])
             losses[name] = mean
         return losses
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Everything a step knows about its batch after *grade*."""
-
-    lq: Tensor
-    gt: Tensor
-    fake: Tensor
-    judged: list[_Judged]
-    grades: Grades

@@ -4,7 +4,7 @@ Shapes: B effective batch of this process, lq (B, C, h, w), gt and generated ima
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,50 +13,82 @@ from .batch import StepPlan, length, micro_slices
 from .distributed import sum_in_place, world_size
 from .losses import LossSums, SampleLosses
 from .precision import autocast, widen
-from .replay import RngState, frozen_running_statistics, one_power_iteration
-from .update import SafeUpdate, StepReport
+from .recovery import Recovery
+from .replay import RngState, batch_norms, frozen_running_statistics, one_power_iteration
+from .report import StepReport
+from .update import SafeUpdate, Verdict
+from .work import Batch
 
 
 @dataclass
 class SupervisedStep:
     """One update of a generator by losses that are means over samples (the PSNR-oriented stage).
 
+    A step that runs out of memory or overflows begins again, as in :class:`sr_bigbatch.core.step.AdversarialStep`.
+
     Attributes:
         net_g: the generator, not wrapped for data parallelism.
         update_g: owns the generator's optimizer.
-        losses: the sample losses.
+        losses: the sample losses; called under autocast to the dtype of the step.
         plan: how the batch is cut; ``kept_graphs`` has no meaning here.
         dtype: of autocast, or None.
+        recovery: what it remembers about trouble.
     """
 
     net_g: nn.Module
     update_g: SafeUpdate
     losses: SampleLosses
-    plan: StepPlan
+    plan: InitVar[StepPlan]
     dtype: torch.dtype | None = None
+    recovery: Recovery = field(init=False)
+
+    def __post_init__(self, plan: StepPlan) -> None:
+        self.recovery = Recovery(plan, self.dtype, next(self.net_g.parameters()).device)
 
     def __call__(self, lq: Tensor, gt: Tensor) -> StepReport:
-        """Make one update from ``lq`` (B, C, h, w) and ``gt`` (B, C, H, W)."""
-        output = torch.empty_like(gt)
-        self.update_g.reset()  # an interrupted step may have left a part of a gradient
+        """Make one update from ``lq`` (B, C, h, w) and ``gt`` (B, C, H, W).
+
+        Raises:
+            OutOfMemory: if memory ran out and no micro-batch can be made smaller; nothing has changed.
+            PoisonedWeights: if the network is not finite; nothing has changed.
+        """
+        recovery = self.recovery
+        recovery.begin(gt.shape[0], {'generator'} if recovery.plan.now.exact and batch_norms(self.net_g) else set())
+        if recovery.bad_input(lq, gt):
+            return StepReport({}, None, {}, recovery.end())
         with one_power_iteration(self.net_g):
-            rng = RngState.capture(lq.device)
-            sums = self._accumulate(lq, gt, output)
+            batch = recovery.until_done(lambda: self._attempt(lq, gt), {'g': self.net_g}, {'g': self.update_g})
+        sum_in_place(list(batch.sums.values.values()))
+        return StepReport(batch.sums.values, batch.fake, batch.verdicts, recovery.end())
 
-            def again() -> None:
-                with rng.replayed(lq.device), frozen_running_statistics(self.net_g):
-                    self._accumulate(lq, gt, output)
+    def _attempt(self, lq: Tensor, gt: Tensor) -> Batch | None:
+        """Everything before the weights change. None: trouble was met and answered, begin again."""
+        recovery, batch = self.recovery, Batch(lq, gt, self.recovery.device)
+        rng = RngState.capture(batch.device)
+        with recovery:
+            self._accumulate(batch)
+            self.update_g.reserve()
+        if recovery.must_restart():
+            return None
 
-            verdict = self.update_g.commit_or_repeat(again)
-        sum_in_place(list(sums.values.values()))
-        return StepReport(sums.values, output, {'g': verdict})
+        def again() -> None:
+            with rng.replayed(batch.device), frozen_running_statistics(self.net_g):
+                self._accumulate(batch)
 
-    def _accumulate(self, lq: Tensor, gt: Tensor, output: Tensor) -> LossSums:
-        sums, total = LossSums(), gt.shape[0] * world_size()
-        for samples in micro_slices(gt.shape[0], self.plan.micro.generator):
-            with autocast(lq.device, self.dtype):
-                generated = widen(self.net_g(lq[samples]))
-            output[samples] = generated.detach()
-            loss = sums.add(self.losses(generated, gt[samples], lq[samples]), length(samples) / total)
+        batch.verdicts['g'] = recovery.settle(self.update_g, self.net_g, ('generator',), batch.everything, again)
+        return None if batch.verdicts['g'] is Verdict.REPEAT else batch
+
+    def _accumulate(self, batch: Batch) -> None:
+        recovery, total, batch.sums = self.recovery, len(batch) * world_size(), LossSums()
+        recovery.part = 'generator'
+        for samples in micro_slices(len(batch), recovery.plan.now.micro.generator):
+            dtype = recovery.precision.of('generator', samples)
+            with autocast(batch.device, dtype):
+                generated = widen(self.net_g(batch.lq_at(samples)))
+                batch.fake[samples] = generated.detach()
+                losses = self.losses(generated, batch.gt_at(samples), batch.lq_at(samples))
+            loss = batch.sums.add(losses, length(samples) / total)
+            recovery.look_at('generator', samples, loss)
             (loss * self.update_g.scale).backward()
-        return sums
+            if recovery.precision.can_widen('generator', samples) and self.update_g.is_doomed():
+                return

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from basicsr.losses.loss_util import get_refined_artifact_map
 from torch import Tensor, nn
 
-from sr_bigbatch.core.precision import autocast, widen
+from sr_bigbatch.core.precision import autocast, autocast_dtype, widen
+from sr_bigbatch.nets.frozen_features import lean
 
 _LDL_WINDOW = 7  # as in BasicSR's RealESRGANModel
 
@@ -17,13 +19,19 @@ class Float32Features(nn.Module):
     """Runs a feature extractor under autocast and returns its features in float32, so that losses are taken in float32.
 
     Args:
-        extractor: maps images to a dict of features.
+        extractor: maps images to a dict of features; its VGG layers are made lean.
+
+    Attributes:
         dtype: of autocast, or None.
     """
 
-    def __init__(self, extractor: nn.Module, dtype: torch.dtype | None) -> None:
+    def __init__(self, extractor: nn.Module) -> None:
         super().__init__()
-        self.extractor, self.dtype = extractor, dtype
+        self.extractor = extractor
+        self.dtype: torch.dtype | None = None
+        layers = getattr(extractor, 'vgg_net', None)
+        if isinstance(layers, nn.Sequential):
+            lean(layers)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Features of ``images`` (M, C, H, W) by layer name."""
@@ -34,7 +42,9 @@ class Float32Features(nn.Module):
 
 @dataclass
 class HostLosses:
-    """The pixel, perceptual, style and artifact losses of a BasicSR model.
+    """The pixel, perceptual, style and artifact losses of a BasicSR model, in float32 or wider.
+
+    Only the features are computed under the autocast in which the losses are called.
 
     Attributes:
         prefix: of the logged names: ``l_g_`` in adversarial models, ``l_`` in others, as BasicSR has them.
@@ -50,8 +60,20 @@ class HostLosses:
     artifact: nn.Module | None = None
     ema_output: Callable[[Tensor], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        perceptual: Any = self.perceptual
+        if perceptual is not None and not isinstance(perceptual.vgg, Float32Features):
+            perceptual.vgg = Float32Features(perceptual.vgg)
+
     def __call__(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
-        """Losses of ``output`` (M, C, H, W), in float32 or wider, by their logged names."""
+        """Losses of ``output`` (M, C, H, W) by their logged names."""
+        perceptual: Any = self.perceptual
+        if perceptual is not None:
+            perceptual.vgg.dtype = autocast_dtype(output.device)
+        with autocast(output.device, None):
+            return self._losses(output, gt, lq)
+
+    def _losses(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
         losses: dict[str, Tensor | None] = {}
         if self.pixel is not None:
             losses['pix'] = self.pixel(output, gt)

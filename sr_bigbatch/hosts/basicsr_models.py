@@ -16,14 +16,16 @@ from torch import nn
 from sr_bigbatch.core.audit import table
 from sr_bigbatch.core.batch import StepPlan
 from sr_bigbatch.core.distributed import same_everywhere, world_size
+from sr_bigbatch.core.elastic_plan import ElasticPlan
 from sr_bigbatch.core.growth import add_to_optimizer
 from sr_bigbatch.core.memory import usable_bytes
 from sr_bigbatch.core.replay import batch_norms
+from sr_bigbatch.core.report import StepReport
 from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.core.supervised_step import SupervisedStep
-from sr_bigbatch.core.update import StepReport, Verdict
+from sr_bigbatch.core.update import Verdict
 from sr_bigbatch.hosts.basicsr_data import set_gt_size
-from sr_bigbatch.hosts.basicsr_losses import Float32Features, HostLosses
+from sr_bigbatch.hosts.basicsr_losses import HostLosses
 from sr_bigbatch.hosts.basicsr_plan import audit, read_plan
 from sr_bigbatch.hosts.basicsr_predict import automatic_micro_batch
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
@@ -57,8 +59,6 @@ class _Accumulating:
         wrapper = {**_WRAPPER, **self.opt['train'].get('optim_wrapper', {})}
         self.optim_wrappers = [OPTIM_WRAPPERS.build({**wrapper, 'optimizer': optimizer}) for optimizer in self.optimizers]
         self.dtype = self.optim_wrappers[0].cast_dtype
-        if self.cri_perceptual is not None:
-            self.cri_perceptual.vgg = Float32Features(self.cri_perceptual.vgg, self.dtype)
         self.losses = HostLosses(self.loss_prefix, self.cri_pix, self.cri_perceptual)
         self.first_gt_size = self.gt_size = self.opt['datasets']['train']['gt_size']
         self.first_plan = self._plan()
@@ -119,7 +119,7 @@ class _Accumulating:
         micro = self.first_plan.micro.for_crop(self.first_gt_size, gt_size)
         if hasattr(self, 'net_d') and batch_norms(self.net_d):
             micro = replace(micro, discriminator=self.first_plan.micro.discriminator)
-        self.step.plan = replace(self.first_plan, micro=micro)
+        self.step.recovery.plan = ElasticPlan(replace(self.first_plan, micro=micro))
 
     def resume_training(self: Any, resume_state: dict[str, Any]) -> None:
         """Restore optimizers and schedulers, and tell the hooks where the run stands."""

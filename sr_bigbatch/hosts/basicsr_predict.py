@@ -21,11 +21,11 @@ from tqdm import tqdm
 from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
 from sr_bigbatch.core.growth import parse_stages
 from sr_bigbatch.core.live_bytes import Flops, LiveBytes, tensors_of
-from sr_bigbatch.core.planner import Model, Plan, Run, choose, fake_update, fit, plans, watch, without_rng
+from sr_bigbatch.core.planner import Model, Plan, Run, choose, fake_update, fit, plans, watch, without_values
 from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.core.supervised_step import SupervisedStep
-from sr_bigbatch.hosts.basicsr_losses import Float32Features, HostLosses
+from sr_bigbatch.hosts.basicsr_losses import HostLosses
 from sr_bigbatch.hosts.basicsr_parts import construct_network
 from sr_bigbatch.hosts.mmengine_optim import DTYPES
 from sr_bigbatch.options import OptionError
@@ -86,9 +86,6 @@ def predict(opt: dict[str, Any], gt_size: int, batch: int, micro: int, kept: boo
     """
     with FakeTensorMode():
         parts = _Parts(opt, gt_size)
-        if parts.criteria['perceptual'] is not None:
-            perceptual: Any = parts.criteria['perceptual']
-            perceptual.vgg = Float32Features(perceptual.vgg, parts.dtype)
         lq, gt = parts.batch(batch)
         whole = parts.net_d is not None and bool(batch_norms(parts.net_d))
         plan = StepPlan(MicroBatchSizes(micro, micro, batch if whole else micro), batch if kept else 0)
@@ -103,7 +100,7 @@ def predict(opt: dict[str, Any], gt_size: int, batch: int, micro: int, kept: boo
             else:
                 step = SupervisedStep(parts.net_g, update_g, losses, plan, parts.dtype)
             watch(step, live)
-            with without_rng():
+            with without_values():
                 step(lq, gt)
         return Run({phase: peak for phase, peak in live.peak.items() if phase}, flops.total)
 

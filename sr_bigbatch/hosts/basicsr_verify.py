@@ -15,6 +15,7 @@ from basicsr.models.srgan_model import SRGANModel
 from torch import Tensor, nn
 
 from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
+from sr_bigbatch.core.elastic_plan import ElasticPlan
 from sr_bigbatch.core.replay import one_power_iteration
 from sr_bigbatch.hosts.basicsr_options import complete
 from sr_bigbatch.hosts.basicsr_train import start_processes
@@ -142,7 +143,7 @@ def _update(model: Any, start: dict[str, dict[str, Tensor]], plan: StepPlan | No
     iteration = model.opt['train'].get('net_d_init_iters', 0) + model.opt['train'].get('net_d_iters', 1)
     iteration += -iteration % model.opt['train'].get('net_d_iters', 1)
     if plan is not None:
-        model.step.plan = plan
+        model.step.recovery.plan = ElasticPlan(plan)
         model.optimize_parameters(iteration)
     else:
         relativistic = model.opt['train'].get('relativistic_gan', True)

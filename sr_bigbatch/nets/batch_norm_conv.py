@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .lean_ops import activate, activate_backward, autocast_dtype, conv_backward, like
+from sr_bigbatch.core.precision import autocast_dtype
+
+from .lean_ops import activate, activate_backward, conv_backward, like
 
 
 def _normalise(norm: nn.BatchNorm2d) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -70,7 +72,7 @@ def batch_norm_conv(x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:
         norm: with weight and bias; in training mode its running statistics move once per call.
         conv: without bias, padding 1.
     """
-    dtype = autocast_dtype(x)
+    dtype = autocast_dtype(x.device)
     with torch.autocast(x.device.type, enabled=False):
         output: Tensor = _BatchNormConv.apply(  # type: ignore[no-untyped-call]
             x, norm, int(conv.stride[0]), dtype, norm.weight, norm.bias, conv.weight)

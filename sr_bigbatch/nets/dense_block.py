@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .lean_ops import activate, activate_backward, autocast_dtype, cast, conv, conv_backward, like, uncast
+from sr_bigbatch.core.precision import autocast_dtype
+
+from .lean_ops import activate, activate_backward, cast, conv, conv_backward, like, uncast
 
 RESIDUAL_SCALE = 0.2
 GROWING_CONVS = 4
@@ -104,7 +106,7 @@ def dense_block(x: Tensor, parameters: list[Tensor], recomputed: int) -> tuple[T
         parameters: weight and bias of conv1..conv5, ten tensors.
         recomputed: how many of the features x1..x4 are not kept but computed again in the backward pass, 0..4.
     """
-    dtype = autocast_dtype(x)
+    dtype = autocast_dtype(x.device)
     with torch.autocast(x.device.type, enabled=False):
         out, alias = _DenseBlock.apply(  # type: ignore[no-untyped-call]
             x if dtype is None else x.to(dtype), dtype, recomputed, *parameters)

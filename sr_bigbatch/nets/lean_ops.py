@@ -55,9 +55,3 @@ def uncast(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> 
     """Gradients in the dtype of their parameters."""
     return [None if gradient is None else gradient.to(parameter.dtype)
             for gradient, parameter in zip(gradients, parameters, strict=True)]
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype to which autocast would cast here, or None."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

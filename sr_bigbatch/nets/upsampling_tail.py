@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .lean_ops import activate, activate_backward, autocast_dtype, cast, conv, conv_backward, like, uncast
+from sr_bigbatch.core.precision import autocast_dtype
+
+from .lean_ops import activate, activate_backward, cast, conv, conv_backward, like, uncast
 
 MAPS = 3
 
@@ -83,7 +85,7 @@ def upsampling_tail(features: Tensor, parameters: list[Tensor], recomputed: int)
         parameters: weight and bias of conv_up1, conv_up2, conv_hr and conv_last, eight tensors.
         recomputed: how many of the three maps between them, from the last, are computed again in the backward pass, 0..3.
     """
-    dtype = autocast_dtype(features)
+    dtype = autocast_dtype(features.device)
     with torch.autocast(features.device.type, enabled=False):
         images: Tensor = _Tail.apply(  # type: ignore[no-untyped-call]
             features if dtype is None else features.to(dtype), dtype, recomputed, *parameters)

@@ -66,7 +66,7 @@ def test_replayed_numbers_are_the_same_and_leave_the_stream_alone():
     state = RngState.capture(device)
     first = torch.rand(3)
     expected_next = torch.rand(3)
-    state._restore(device)
+    state.restore(device)
     torch.rand(3)
     with state.replayed(device):
         assert torch.equal(torch.rand(3), first)

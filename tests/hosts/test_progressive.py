@@ -47,7 +47,7 @@ def test_at_the_border_the_discriminator_grows_and_keeps_its_moments_and_the_bat
             model.fit_to(128)
             assert all(torch.equal(model.optimizer_d.state[p]['exp_avg'], m) for p, m in zip(old, moments, strict=True))
         model.optimize_parameters(iteration)
-        seen.append((model.net_d.input_size, *model.output.shape[::3], model.step.plan.micro.generator))
+        seen.append((model.net_d.input_size, *model.output.shape[::3], model.step.recovery.plan.now.micro.generator))
     # The batch of iteration 3 was cut before the border was reached: it is used, not lost.
     assert seen == [(64, 4, 64, 2)] * 3 + [(128, 4, 128, 1)] * 2
     assert len(model.optimizer_d.param_groups) == 2

@@ -1,0 +1,71 @@
+"""A batch on its way through a step.
+
+Shapes: B effective batch of this process, M micro-batch, lq (B, C, h, w), gt and generated images (B, C, H, W), logits
+(M, ...).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .adversarial import Grades
+from .losses import LossSums
+from .replay import RngState
+from .update import Verdict
+
+
+@dataclass
+class Draft:
+    """One micro-batch of generated images; ``graph`` is None where the forward pass will be replayed."""
+
+    samples: slice
+    rng: RngState
+    graph: Tensor | None
+
+
+@dataclass
+class Judged:
+    """One micro-batch seen by the discriminator; the graphs are None where the forward passes will be replayed."""
+
+    samples: slice
+    rng: RngState
+    real: Tensor
+    fake: Tensor
+    graphs: tuple[Tensor, Tensor, Tensor] | None = None  # real logits, generated images (leaf), their logits
+
+
+@dataclass
+class Batch:
+    """A batch and everything that a step finds out about it. ``lq`` and ``gt`` stay where they are, on any device."""
+
+    lq: Tensor
+    gt: Tensor
+    device: torch.device
+    fake: Tensor = field(init=False)
+    drafts: list[Draft] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+    grades: Grades = field(init=False)
+    sums: LossSums = field(default_factory=LossSums)
+    image_gradient: Tensor = field(init=False)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.fake = torch.empty(self.gt.shape, dtype=self.gt.dtype, device=self.device)
+
+    def __len__(self) -> int:
+        return int(self.gt.shape[0])
+
+    @property
+    def everything(self) -> slice:
+        """The slice of all samples."""
+        return slice(0, len(self))
+
+    def lq_at(self, samples: slice) -> Tensor:
+        """Low-resolution images on the device of the networks."""
+        return self.lq[samples].to(self.device, non_blocking=True)
+
+    def gt_at(self, samples: slice) -> Tensor:
+        """Ground truth on the device of the networks."""
+        return self.gt[samples].to(self.device, non_blocking=True)
