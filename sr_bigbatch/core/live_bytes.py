@@ -86,3 +86,20 @@ class Flops(TorchDispatchMode):
 def tensors_of(*modules: torch.nn.Module | None) -> list[Tensor]:
     """Parameters and buffers of the modules that are not None."""
     return [tensor for module in modules if module is not None for tensor in (*module.parameters(), *module.buffers())]
+
+
+def peak_of(run: Callable[[], object], device: torch.device, before: Iterable[Tensor]) -> int:
+    """Most bytes of tensors that lived at once during ``run()``: the allocator's count on a GPU, ours elsewhere.
+
+    Args:
+        run: what is measured.
+        device: where.
+        before: tensors that live already.
+    """
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return int(torch.cuda.max_memory_allocated(device))
+    with LiveBytes(before) as live:
+        run()
+    return int(max(live.peak.values()))

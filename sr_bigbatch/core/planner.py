@@ -5,6 +5,7 @@ phase grows linearly with the batch and with the micro-batch, so three small run
 """
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from unittest import mock
 import torch
 
 from .live_bytes import LiveBytes
+from .precision import autocast
 from .recovery import Recovery
 from .replay import RngState
 from .step import AdversarialStep
@@ -34,15 +36,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Model:
-    """Peak of each phase as ``fixed + per_sample * B + per_micro * M`` bytes, and operations per sample."""
+    """Peak of each phase as ``fixed + per_sample * B + per_micro * M`` bytes, and operations per sample.
+
+    ``whole`` is a run of the undivided batch, for which this does not hold: the discriminator's graph is kept then.
+    """
 
     coefficients: dict[str, tuple[float, float, float]]
     flops_per_sample: float
+    batch: int
+    whole: Run
 
-    def peak(self, batch: int, micro: int) -> dict[str, float]:
-        """Bytes by phase for an effective batch and a micro-batch."""
-        return {phase: fixed + per_sample * batch + per_micro * micro
+    def peak(self, micro: int) -> dict[str, float]:
+        """Bytes by phase for a micro-batch."""
+        if micro >= self.batch:
+            return {phase: float(peak) for phase, peak in self.whole.peak.items()}
+        return {phase: fixed + per_sample * self.batch + per_micro * micro
                 for phase, (fixed, per_sample, per_micro) in self.coefficients.items()}
+
+    def flops(self, micro: int) -> float:
+        """Operations per sample for a micro-batch."""
+        return self.whole.flops / self.batch if micro >= self.batch else self.flops_per_sample
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ class Plan:
         kept: whether all of the generator's graphs are kept.
         peak: live bytes by phase.
         flops: operations of a step over those of the undivided one.
+        work: floating-point operations per sample.
     """
 
     memory: str
@@ -62,6 +76,7 @@ class Plan:
     kept: bool
     peak: dict[str, float]
     flops: float
+    work: float
 
     @property
     def options(self) -> list[str]:
@@ -72,29 +87,62 @@ class Plan:
     @property
     def total_bytes(self) -> float:
         """What a GPU must have: live tensors at their highest, fragmentation and context."""
-        return max(self.peak.values()) * FRAGMENTATION + CONTEXT_BYTES
+        return total_bytes(max(self.peak.values()))
 
 
-def fit(run: Callable[[int, int], Run]) -> Model:
-    """The model behind ``run(batch, micro)``, from three small runs."""
+def total_bytes(live: float) -> float:
+    """What a GPU must have for ``live`` bytes of tensors: fragmentation and context come on top."""
+    return live * FRAGMENTATION + CONTEXT_BYTES
+
+
+def fit(run: Callable[[int, int], Run], batch: int) -> Model:
+    """The model of an effective batch behind ``run(batch, micro)``, from three small runs and an undivided one."""
     small, longer, wider = run(3, 1), run(4, 1), run(4, 2)
     coefficients = {}
     for phase, peak in small.peak.items():
         per_sample, per_micro = longer.peak[phase] - peak, wider.peak[phase] - longer.peak[phase]
         coefficients[phase] = float(peak - 3 * per_sample - per_micro), float(per_sample), float(per_micro)
-    return Model(coefficients, float(longer.flops - small.flops))
+    return Model(coefficients, float(longer.flops - small.flops), batch, run(batch, batch))
 
 
-def plans(models: dict[tuple[str, bool], Model], batch: int, baseline_flops: float) -> list[Plan]:
-    """Every plan for an effective batch, from models by (``activation_memory``, graphs kept)."""
-    return [Plan(memory, micro, kept, model.peak(batch, micro), model.flops_per_sample / baseline_flops)
-            for (memory, kept), model in models.items() for micro in MICRO_BATCHES if micro <= batch]
+def plans(models: dict[tuple[str, bool], Model], baseline_flops: float,
+          micro_batches: Sequence[int] = MICRO_BATCHES) -> list[Plan]:
+    """Every plan for an effective batch, from models by (``activation_memory``, graphs kept).
+
+    Args:
+        models: of one effective batch.
+        baseline_flops: operations per sample that count as 1.
+        micro_batches: to choose from; those above the batch are left out, the batch itself is always among them.
+    """
+    return [Plan(memory, micro, kept, model.peak(micro), model.flops(micro) / baseline_flops,
+                 model.flops(micro))
+            for (memory, kept), model in models.items()
+            for micro in sorted({*(size for size in micro_batches if size < model.batch), model.batch})]
 
 
 def choose(candidates: Sequence[Plan], budget_bytes: float) -> Plan | None:
     """The plan with the least work that fits; among equals the one with the largest micro-batch. None if none fits."""
     fitting = [plan for plan in candidates if plan.total_bytes <= budget_bytes]
     return min(fitting, key=lambda plan: (round(plan.flops, 3), -plan.micro), default=None)
+
+
+def sustained_flops(device: torch.device, dtype: torch.dtype | None, seconds: float = 1.0) -> float:
+    """Operations per second in convolutions like those of a generator, measured here in about ``seconds``."""
+    image, weight = torch.rand(4, 64, 64, 64, device=device), torch.rand(64, 64, 3, 3, device=device)
+    operations, repeats = 2 * image.numel() * weight[0].numel(), 1
+
+    def run() -> float:
+        started = time.perf_counter()
+        with torch.no_grad(), autocast(device, dtype):
+            for _ in range(repeats):
+                result = torch.nn.functional.conv2d(image, weight, padding=1)
+        result.sum().item()
+        return time.perf_counter() - started
+
+    run()
+    while (took := run()) < seconds / 2:
+        repeats *= 2
+    return operations * repeats / took
 
 
 class _FakeUpdate(SafeUpdate):

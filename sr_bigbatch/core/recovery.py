@@ -54,12 +54,12 @@ class Recovery:
         self.plan, self.precision, self.device = ElasticPlan(plan), Precision(dtype), device
         self.part, self.whole = PARTS[0], set[str]()
         self.events: list[Event] = []
-        self._code, self._reason = _FINE, ''
+        self._code, self._reason, self._last_resort = _FINE, '', False
         self._flags: list[tuple[str, slice, Tensor]] = []
 
     def begin(self, batch_size: int, whole: Collection[str]) -> None:
         """Start a step."""
-        self.events, self.whole, self._flags = [], set(whole), []
+        self.events, self.whole, self._flags, self._last_resort = [], set(whole), [], False
         self.precision.begin(batch_size)
 
     def bad_input(self, *images: Tensor) -> bool:
@@ -109,6 +109,8 @@ class Recovery:
     def _shrink(self, part: str) -> None:
         change = self.plan.shrink(part, self.whole)
         reason = self._reason or 'in another process'
+        if change is None and not self._last_resort:
+            self._last_resort, change = True, 'nothing is left to be made smaller; all unused memory was released'
         if change is None:
             raise OutOfMemory(
                 f'out of memory in the {part}, and its micro-batch cannot be made smaller: '
@@ -119,29 +121,50 @@ class Recovery:
 
     def until_done(self, attempt: Callable[[], Work | None], nets: dict[str, nn.Module],
                    updates: dict[str, SafeUpdate]) -> Work:
-        """Attempt a step until it succeeds, each time from the same random numbers and buffers, and apply its gradients.
+        """Attempt a step until it succeeds, each time from the same random numbers and buffers.
 
         Args:
             attempt: does everything but change weights; None if the step has to begin again.
-            nets: by name.
-            updates: of the networks, by the same names; those that ``verdicts`` calls COMMITTED are applied.
+            nets: by name; the buffers of one whose verdict is not COMMITTED are as before.
+            updates: of the networks, by the same names.
         """
         before = {name: Traces(self.device, net) for name, net in nets.items()}
+        for update in updates.values():
+            update.allocate()
         while True:
             for update in updates.values():
                 update.reset()  # an attempt may have left a part of a gradient
-            work = attempt()
+            try:
+                work = attempt()
+            except BaseException:
+                for traces in before.values():
+                    traces.restore()
+                raise
             if work is not None:
                 break
             for traces in before.values():
                 traces.restore()
             release(self.device)
         for name, verdict in work.verdicts.items():
-            if verdict is Verdict.COMMITTED:
-                updates[name].apply()
-            else:
+            if verdict is not Verdict.COMMITTED:
                 before[name].restore_buffers()
         return work
+
+    @staticmethod
+    def commit(work: _HasVerdicts, updates: dict[str, SafeUpdate]) -> None:
+        """Change the weights of the networks whose verdict is COMMITTED."""
+        for name, verdict in work.verdicts.items():
+            if verdict is Verdict.COMMITTED:
+                updates[name].apply()
+
+    def rehearse(self, attempt: Callable[[], Work | None], nets: dict[str, nn.Module],
+                 updates: dict[str, SafeUpdate]) -> None:
+        """Do everything of a step but change weights, and leave no trace but a plan that may have shrunk."""
+        before = [Traces(self.device, net) for net in nets.values()]
+        self.until_done(attempt, nets, updates)
+        for traces, update in zip(before, updates.values(), strict=True):
+            traces.restore()
+            update.reset()
 
     def settle(self, update: SafeUpdate, net: nn.Module, parts: Collection[str], everything: slice,
                again: Callable[[], None]) -> Verdict:

@@ -22,7 +22,7 @@ from .losses import LossSums, SampleLosses
 from .precision import autocast, widen
 from .recovery import Recovery
 from .replay import RngState, batch_norms, frozen_running_statistics, one_power_iteration
-from .report import StepReport
+from .report import Event, StepReport
 from .update import SafeUpdate, Verdict
 from .work import Batch, Draft, Judged
 
@@ -73,16 +73,30 @@ class AdversarialStep:
             PoisonedWeights: if a network is not finite; nothing has changed.
         """
         recovery = self.recovery
-        recovery.begin(gt.shape[0], self._whole())
+        recovery.begin(gt.shape[0], self.whole())
         if recovery.bad_input(lq, gt):
             return StepReport({}, None, {}, recovery.end())
         with one_power_iteration(self.net_g), one_power_iteration(self.net_d):
-            batch = recovery.until_done(lambda: self._attempt(lq, gt, update_g), {'g': self.net_g, 'd': self.net_d},
-                                        {'g': self.update_g, 'd': self.update_d})
+            batch = recovery.until_done(lambda: self._attempt(lq, gt, update_g), self._nets, self._updates)
+            recovery.commit(batch, self._updates)
         sum_in_place(list(batch.sums.values.values()))
-        return StepReport(self._report(batch, update_g), batch.fake, batch.verdicts, recovery.end())
+        return StepReport(batch.losses(update_g), batch.fake, batch.verdicts, recovery.end())
 
-    def _whole(self) -> set[str]:
+    def rehearse(self, lq: Tensor, gt: Tensor) -> list[Event]:
+        """Do everything of a step but change weights, to see whether it fits; returns what was made smaller."""
+        self.recovery.begin(gt.shape[0], self.whole())
+        self.recovery.rehearse(lambda: self._attempt(lq, gt, True), self._nets, self._updates)
+        return self.recovery.end()
+
+    @property
+    def _nets(self) -> dict[str, nn.Module]:
+        return {'g': self.net_g, 'd': self.net_d}
+
+    @property
+    def _updates(self) -> dict[str, SafeUpdate]:
+        return {'g': self.update_g, 'd': self.update_d}
+
+    def whole(self) -> set[str]:
         """The parts that must see the whole batch at once, so that no shortage of memory may cut them."""
         nets = {'generator': self.net_g, 'discriminator': self.net_d}
         return {part for part, net in nets.items() if self.recovery.plan.now.exact and batch_norms(net)}
@@ -227,14 +241,3 @@ class AdversarialStep:
 
     def _repeat_d(self, batch: Batch) -> None:
         self._differentiate(batch, for_g=False, for_d=True)
-
-    def _report(self, batch: Batch, update_g: bool) -> dict[str, Tensor]:
-        losses = dict(batch.sums.values)
-        if update_g:
-            losses['l_g_gan'] = batch.grades.g_loss
-        losses['l_d_real'], losses['l_d_fake'] = batch.grades.d_real_loss, batch.grades.d_fake_loss
-        for name, kind in (('out_d_real', 'real'), ('out_d_fake', 'fake')):
-            mean = torch.cat([getattr(part, kind) for part in batch.judged]).mean() / world_size()
-            sum_in_place([mean])
-            losses[name] = mean
-        return losses

@@ -15,7 +15,7 @@ from .losses import LossSums, SampleLosses
 from .precision import autocast, widen
 from .recovery import Recovery
 from .replay import RngState, batch_norms, frozen_running_statistics, one_power_iteration
-from .report import StepReport
+from .report import Event, StepReport
 from .update import SafeUpdate, Verdict
 from .work import Batch
 
@@ -53,13 +53,24 @@ class SupervisedStep:
             PoisonedWeights: if the network is not finite; nothing has changed.
         """
         recovery = self.recovery
-        recovery.begin(gt.shape[0], {'generator'} if recovery.plan.now.exact and batch_norms(self.net_g) else set())
+        recovery.begin(gt.shape[0], self.whole())
         if recovery.bad_input(lq, gt):
             return StepReport({}, None, {}, recovery.end())
         with one_power_iteration(self.net_g):
             batch = recovery.until_done(lambda: self._attempt(lq, gt), {'g': self.net_g}, {'g': self.update_g})
+            recovery.commit(batch, {'g': self.update_g})
         sum_in_place(list(batch.sums.values.values()))
         return StepReport(batch.sums.values, batch.fake, batch.verdicts, recovery.end())
+
+    def rehearse(self, lq: Tensor, gt: Tensor) -> list[Event]:
+        """Do everything of a step but change weights, to see whether it fits; returns what was made smaller."""
+        self.recovery.begin(gt.shape[0], self.whole())
+        self.recovery.rehearse(lambda: self._attempt(lq, gt), {'g': self.net_g}, {'g': self.update_g})
+        return self.recovery.end()
+
+    def whole(self) -> set[str]:
+        """The parts that must see the whole batch at once, so that no shortage of memory may cut them."""
+        return {'generator'} if self.recovery.plan.now.exact and batch_norms(self.net_g) else set()
 
     def _attempt(self, lq: Tensor, gt: Tensor) -> Batch | None:
         """Everything before the weights change. None: trouble was met and answered, begin again."""

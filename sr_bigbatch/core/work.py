@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .adversarial import Grades
+from .distributed import sum_in_place, world_size
 from .losses import LossSums
 from .replay import RngState
 from .update import Verdict
@@ -69,3 +70,15 @@ class Batch:
     def gt_at(self, samples: slice) -> Tensor:
         """Ground truth on the device of the networks."""
         return self.gt[samples].to(self.device, non_blocking=True)
+
+    def losses(self, update_g: bool) -> dict[str, Tensor]:
+        """All losses and mean logits of the whole batch of all processes; those of G only if it was its turn."""
+        losses = dict(self.sums.values)
+        if update_g:
+            losses['l_g_gan'] = self.grades.g_loss
+        losses['l_d_real'], losses['l_d_fake'] = self.grades.d_real_loss, self.grades.d_fake_loss
+        for name, kind in (('out_d_real', 'real'), ('out_d_fake', 'fake')):
+            mean = torch.cat([getattr(part, kind) for part in self.judged]).mean() / world_size()
+            sum_in_place([mean])
+            losses[name] = mean
+        return losses

@@ -107,7 +107,7 @@ def build_findings(opt: dict[str, Any]) -> list[str]:
     if net_g is None or opt['model_type'] not in OUR_MODELS:
         return []
     batch_size = int(opt['datasets']['train']['batch_size_per_gpu'])
-    return inexact(read_plan(opt, net_d, lambda size: size), batch_size, net_g, net_d)
+    return inexact(read_plan(opt, net_d), batch_size, net_g, net_d)
 
 
 def construct_network(settings: dict[str, Any]) -> nn.Module:
@@ -116,6 +116,8 @@ def construct_network(settings: dict[str, Any]) -> nn.Module:
 
 
 def _construct(registry: Registry, settings: dict[str, Any]) -> nn.Module:
-    arguments = {key: value for key, value in settings.items() if key != 'type'}
+    # Which memory policy `auto` stands for is decided when the device is known.
+    arguments = {key: value for key, value in settings.items()
+                 if key != 'type' and (key, value) != ('activation_memory', 'auto')}
     module: nn.Module = _from(registry)(settings['type'])(**arguments)
     return module

@@ -1,33 +1,37 @@
 """Reads how a BasicSR training wants its batch cut, and finds out whether the update stays that of the batch."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from basicsr.utils import get_root_logger
 from torch import nn
 
 from sr_bigbatch.core.audit import Finding, audit_losses, audit_network
-from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
+from sr_bigbatch.core.batch import PARTS, MicroBatchSizes, StepPlan
 from sr_bigbatch.core.distributed import world_size
+from sr_bigbatch.core.elastic_plan import ElasticPlan
+from sr_bigbatch.core.live_bytes import peak_of, tensors_of
+from sr_bigbatch.core.planner import Plan, total_bytes
 from sr_bigbatch.core.replay import batch_norms
+from sr_bigbatch.hosts.basicsr_state import networks
+from sr_bigbatch.options import OptionError
 
 
-def read_plan(opt: dict[str, Any], net_d: nn.Module | None, measure: Callable[[int], int]) -> StepPlan:
-    """The plan of ``train.micro_batch_size``, ``train.kept_graphs`` and ``train.accumulation``.
+def read_plan(opt: dict[str, Any], net_d: nn.Module | None) -> StepPlan:
+    """The plan of ``train.micro_batch_size``, ``train.kept_graphs`` and ``train.accumulation``; ``auto`` is the whole batch.
 
     Args:
         opt: checked options.
         net_d: the discriminator. One with BatchNorm gets the whole batch where one number is given for all parts, because
             only that is exact.
-        measure: for ``micro_batch_size: auto``: the micro-batch for a given batch size.
     """
     train, batch_size = opt['train'], int(opt['datasets']['train']['batch_size_per_gpu'])
     setting = train.get('micro_batch_size', batch_size)
     if isinstance(setting, dict):
         sizes = MicroBatchSizes(**{part: min(int(size), batch_size) for part, size in setting.items()})
     else:
-        size = measure(batch_size) if setting == 'auto' else min(int(setting), batch_size)
+        size = batch_size if setting == 'auto' else min(int(setting), batch_size)
         whole = net_d is not None and bool(batch_norms(net_d))
         sizes = MicroBatchSizes(size, size, batch_size if whole else size)
     kept = train.get('kept_graphs', 0)
@@ -75,3 +79,32 @@ def audit(model: Any, plan: StepPlan) -> list[Finding]:
         findings.append(Finding('l_g_gan, l_d_real, l_d_fake', plan.exact, 'taken from the logits of the whole batch'
                                 if plan.exact else 'taken from the logits of each micro-batch (accumulation: plain)'))
     return findings + audit_losses(model.losses, toy(4, size).flip(0), toy(4, size), toy(4, size // scale))
+
+
+def rehearse(model: Any, chosen: Plan, budget_bytes: int) -> StepPlan:
+    """Check an automatic plan with one real step that changes nothing; returns the plan that fits.
+
+    Args:
+        model: one of our models, with its step.
+        chosen: what was predicted.
+        budget_bytes: what the process may use.
+
+    Raises:
+        OptionError: if not even the smallest micro-batch stays within the budget.
+    """
+    data, scale, recovery = model.opt['datasets']['train'], model.opt['scale'], model.step.recovery
+    count, size, channels = int(data['batch_size_per_gpu']), int(data['gt_size']), model.opt['network_g'].get('num_in_ch', 3)
+    lq, gt = torch.rand(count, channels, size // scale, size // scale), torch.rand(count, channels, size, size)
+    while True:
+        peak = peak_of(lambda: model.step.rehearse(lq, gt), model.device, [*tensors_of(*networks(model).values()), lq, gt])
+        plan: StepPlan = recovery.plan.now
+        total = total_bytes(peak)
+        get_root_logger().info(f'Automatic plan: {", ".join(chosen.options)}. Predicted {chosen.total_bytes / 1e9:.2f} GB, '
+                               f'one real step took {total / 1e9:.2f} GB at micro-batch {plan.micro.generator}; there are '
+                               f'{budget_bytes / 1e9:.2f} GB.')
+        if total <= budget_bytes:
+            recovery.plan = ElasticPlan(plan)
+            return plan
+        if not any([recovery.plan.shrink(part, model.step.whole()) for part in PARTS]):
+            raise OptionError([f'one real step took {total / 1e9:.2f} GB, and there are {budget_bytes / 1e9:.2f} GB '
+                               '(train.memory_budget_gb): see what tools/plan.py proposes'])

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import multiprocessing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -21,16 +23,21 @@ from tqdm import tqdm
 from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
 from sr_bigbatch.core.growth import parse_stages
 from sr_bigbatch.core.live_bytes import Flops, LiveBytes, tensors_of
-from sr_bigbatch.core.planner import Model, Plan, Run, choose, fake_update, fit, plans, watch, without_values
+from sr_bigbatch.core.planner import Model, Plan, Run, fake_update, fit, plans, watch, without_values
 from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.core.supervised_step import SupervisedStep
 from sr_bigbatch.hosts.basicsr_losses import HostLosses
 from sr_bigbatch.hosts.basicsr_parts import construct_network
 from sr_bigbatch.hosts.mmengine_optim import DTYPES
-from sr_bigbatch.options import OptionError
+from sr_bigbatch.nets.rrdb import POLICIES
 
 _BASELINE_BATCH = (1, 2)
+
+
+def dtype_of(opt: dict[str, Any]) -> torch.dtype:
+    """The autocast dtype that the options ask for."""
+    return DTYPES[opt['train'].get('optim_wrapper', {}).get('dtype', 'float32')]
 
 
 class _Parts:
@@ -38,7 +45,7 @@ class _Parts:
 
     def __init__(self, opt: dict[str, Any], gt_size: int) -> None:
         self.opt, self.gt_size, train = opt, gt_size, opt['train']
-        self.dtype = DTYPES[train.get('optim_wrapper', {}).get('dtype', 'float32')]
+        self.dtype = dtype_of(opt)
         self.net_g = construct_network(opt['network_g'])
         self.net_d = construct_network(_for_size(opt['network_d'], gt_size)) if opt.get('network_d') else None
         self.ema = construct_network(opt['network_g']) if train.get('ema_decay') else None
@@ -140,26 +147,46 @@ def baseline_flops(opt: dict[str, Any], gt_size: int) -> float:
     return float(totals[1] - totals[0])
 
 
-def candidates(opt: dict[str, Any], gt_size: int, val_size: int) -> list[Plan]:
+def model_of(opt: dict[str, Any], gt_size: int, memory: Any, kept: bool) -> Model:
+    """Memory and work of the effective batch of the options at a crop size.
+
+    Args:
+        opt: checked options.
+        gt_size: of the crops, in pixels.
+        memory: ``network_g.activation_memory``; None where the network has no such option.
+        kept: whether the generator's graphs are kept.
+    """
+    if memory is not None:
+        opt = {**opt, 'network_g': {**opt['network_g'], 'activation_memory': memory}}
+    return fit(lambda count, micro: predict(opt, gt_size, count, micro, kept),
+               int(opt['datasets']['train']['batch_size_per_gpu']))
+
+
+def candidates(opt: dict[str, Any], gt_size: int, val_size: int, processes: int = 1) -> list[Plan]:
     """All plans for the effective batch of the options at a crop size, with a progress bar.
 
     Args:
         opt: checked options.
         gt_size: of the crops, in pixels.
         val_size: width and height of the largest validation image, in pixels.
+        processes: how many predict at the same time.
     """
-    opt = copy.deepcopy(opt)
-    lean = opt['network_g']['type'] == 'CheckpointedRRDBNet'
-    policies = ('lean', 'compact', 'minimal') if lean else ('as it is',)
-    models: dict[tuple[str, bool], Model] = {}
+    policies = tuple(POLICIES) if opt['network_g']['type'] == 'CheckpointedRRDBNet' else (None,)
     combinations = list(itertools.product(policies, (True, False) if opt.get('network_d') else (False,)))
-    for policy, kept in tqdm(combinations, unit='policy', desc=f'{gt_size} px'):
-        if lean:
-            opt['network_g']['activation_memory'] = policy
-        models[policy, kept] = fit(lambda batch, micro, kept=kept: predict(opt, gt_size, batch, micro, kept))  # type: ignore[misc]
+    jobs = [(opt, gt_size, *combination) for combination in combinations]
+    with ExitStack() as opened:
+        bar = opened.enter_context(tqdm(total=len(jobs), unit='policy', desc=f'{gt_size} px'))
+        run: Any = itertools.starmap(model_of, jobs)
+        if processes > 1:
+            pool = ProcessPoolExecutor(min(processes, len(jobs)), multiprocessing.get_context('spawn'))
+            run = opened.enter_context(pool).map(model_of, *zip(*jobs, strict=True))
+        models: dict[tuple[str, bool], Model] = {}
+        for (memory, kept), model in zip(combinations, run, strict=True):
+            models[memory or 'as it is', kept] = model
+            bar.update()
     validation = float(validation_peak(opt, val_size))
     return [replace(plan, peak={**plan.peak, 'validate': validation})
-            for plan in plans(models, int(opt['datasets']['train']['batch_size_per_gpu']), baseline_flops(opt, gt_size))]
+            for plan in plans(models, baseline_flops(opt, gt_size))]
 
 
 def stages(opt: dict[str, Any]) -> list[int]:
@@ -169,29 +196,3 @@ def stages(opt: dict[str, Any]) -> list[int]:
         if hook['type'] == 'ProgressiveResolutionHook':
             sizes += [stage.gt_size for stage in parse_stages(hook['stages'])[1:]]
     return sizes
-
-
-def automatic_micro_batch(opt: dict[str, Any], batch_size: int, budget_bytes: float) -> int:
-    """The largest micro-batch that is predicted to fit, with ``activation_memory`` and ``kept_graphs`` as they are set.
-
-    Args:
-        opt: checked options.
-        batch_size: effective batch of this process.
-        budget_bytes: what the process may use.
-
-    Raises:
-        OptionError: if none fits, or a network does not run on fake tensors.
-    """
-    gt_size, kept = int(opt['datasets']['train']['gt_size']), opt['train'].get('kept_graphs', 0) == 'all'
-    try:
-        model = fit(lambda batch, micro: predict(opt, gt_size, batch, micro, kept))
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise OptionError(['train.micro_batch_size: auto cannot predict the memory of these networks '
-                           f'({str(error).splitlines()[0]}): give a number']) from error
-    found = plans({('', kept): model}, batch_size, model.flops_per_sample)
-    best = choose(found, budget_bytes)
-    if best is None:
-        raise OptionError([f'train.micro_batch_size: auto: even one sample at a time is predicted to take '
-                           f'{found[0].total_bytes / 1e9:.2f} GB, and there are {budget_bytes / 1e9:.2f} GB: see what '
-                           'tools/plan.py proposes'])
-    return best.micro

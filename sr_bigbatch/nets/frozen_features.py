@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from sr_bigbatch.core.precision import autocast_dtype
 
+from .lean_ops import layout
+
 _POSITIONS = 2  # rows and columns of a pooling window
 
 
@@ -24,7 +26,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.padding, ctx.shape = padding, x.shape
+        ctx.padding, ctx.shape, ctx.layout = padding, x.shape, layout(x)
         return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), 1, padding)
 
     @staticmethod
@@ -32,7 +34,9 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, = ctx.saved_tensors
         weight = weight.to(gradient.dtype)
-        anything = gradient.new_empty(1).expand(ctx.shape)  # only its shape counts
+        # Of the input only its shape counts, and its layout, by which torch chooses the algorithm.
+        anything = (gradient.new_empty(1).expand(ctx.shape) if ctx.layout is torch.contiguous_format
+                    else torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout))
         pair = [ctx.padding, ctx.padding]
         result = torch.ops.aten.convolution_backward(gradient, anything, weight, None, [1, 1], pair, [1, 1], False,
                                                      [0, 0], 1, [True, False, False])
@@ -64,7 +68,7 @@ class _Pool(torch.autograd.Function):
         width = x.shape[-1]
         row, column = torch.div(index, width, rounding_mode='floor') % _POSITIONS, index % width % _POSITIONS
         ctx.save_for_backward((row * _POSITIONS + column).to(torch.uint8))
-        ctx.shape = x.shape
+        ctx.shape, ctx.layout = x.shape, layout(x)
         return output
 
     @staticmethod
@@ -76,7 +80,8 @@ class _Pool(torch.autograd.Function):
         row = torch.arange(gradient.shape[-2], device=gradient.device).view(-1, 1) * _POSITIONS + position // _POSITIONS
         column = torch.arange(gradient.shape[-1], device=gradient.device) * _POSITIONS + position % _POSITIONS
         result = gradient.new_zeros(*ctx.shape[:2], height * width)
-        return result.scatter_(2, (row * width + column).flatten(2), gradient.flatten(2)).view(ctx.shape)
+        result.scatter_(2, (row * width + column).flatten(2), gradient.flatten(2))
+        return result.view(ctx.shape).contiguous(memory_format=ctx.layout)
 
 
 class _FrozenConv(nn.Module):

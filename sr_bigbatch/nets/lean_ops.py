@@ -37,10 +37,15 @@ def activate_backward(gradient: Tensor, output: Tensor) -> Tensor:
     return result
 
 
+def layout(x: Tensor) -> torch.memory_format:
+    """The memory layout of ``x``; a tensor that fits both is contiguous."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def like(gradient: Tensor, x: Tensor) -> Tensor:
     """``gradient`` in the memory layout of ``x``."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return gradient.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return gradient.contiguous(memory_format=layout(x))
 
 
 def cast(parameters: Sequence[Tensor], dtype: torch.dtype | None) -> list[Tensor]:

@@ -161,5 +161,6 @@ def _read(activation_memory: str | dict[str, int]) -> Recompute:
         except TypeError as error:
             raise ValueError(f'activation_memory takes features, blocks and tail, got {activation_memory!r}') from error
     if activation_memory not in POLICIES:
-        raise ValueError(f'activation_memory must be one of {", ".join(POLICIES)}, got {activation_memory!r}')
+        raise ValueError(f'activation_memory must be one of {", ".join(POLICIES)}, got {activation_memory!r} (auto is for '
+                         'option files of AccumulatingESRGANModel and AccumulatingSRModel)')
     return POLICIES[activation_memory]

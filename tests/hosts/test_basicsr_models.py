@@ -6,9 +6,12 @@ import torch
 from basicsr.data import build_dataset
 from basicsr.models.esrgan_model import ESRGANModel
 
+from sr_bigbatch.core.batch import MicroBatchSizes
 from sr_bigbatch.core.planner import fit, plans
 from sr_bigbatch.core.update import Verdict
+from sr_bigbatch.hosts import basicsr_plan
 from sr_bigbatch.hosts.basicsr_predict import predict
+from sr_bigbatch.nets.rrdb import POLICIES
 from sr_bigbatch.options import OptionError
 from tests.reference import difference
 
@@ -109,13 +112,74 @@ def test_gradient_clipping_of_the_wrapper_is_used(opt, built):
 def test_auto_predicts_a_micro_batch_within_the_budget(opt, built):
     opt['train'].update(micro_batch_size='auto', memory_budget_gb=4)
     assert built(copy.deepcopy(opt)).first_plan.micro.generator == 4
-    model = fit(lambda batch, micro: predict(opt, 32, batch, micro, True))
-    for plan in plans({('lean', True): model}, 4, 1.0):
-        opt['train']['memory_budget_gb'] = (plan.total_bytes + 1) / 1e9
-        assert built(copy.deepcopy(opt)).first_plan.micro.generator == plan.micro
+    model = fit(lambda batch, micro: predict(opt, 32, batch, micro, True), 4)
+    known = plans({('lean', True): model}, 1.0)
+    for plan in known:
+        budget = plan.total_bytes + 0.05 * max(plan.peak.values())
+        opt['train']['memory_budget_gb'] = budget / 1e9
+        expected = max(other.micro for other in known if other.total_bytes <= budget)
+        model = built(copy.deepcopy(opt))
+        assert model.first_plan.micro.generator == expected
+        assert not any(parameter.grad is not None for parameter in model.net_g.parameters())
     opt['train']['memory_budget_gb'] = 0.1
-    with pytest.raises(OptionError, match=r'even one sample at a time .* and there are 0.10 GB'):
+    with pytest.raises(OptionError, match=r'even one sample of 32 px .* and there are 0.10 GB'):
         built(copy.deepcopy(opt))
+
+
+def test_auto_also_chooses_what_is_kept(opt, built):
+    opt['train'].update(micro_batch_size='auto', memory_budget_gb=4)
+    opt['network_g']['activation_memory'] = 'auto'
+    model = built(copy.deepcopy(opt))
+    assert model.opt['network_g']['activation_memory'] == 'lean' and model.first_plan.kept_graphs == 4
+    assert model.net_g.recompute == POLICIES['lean']
+
+
+def test_an_automatic_plan_that_takes_more_than_predicted_is_made_smaller(opt, built, monkeypatch):
+    opt['train'].update(micro_batch_size='auto', memory_budget_gb=4)
+    real = basicsr_plan.peak_of
+    sizes = []
+
+    def hungry(run, device, before):
+        peak = real(run, device, before)
+        sizes.append(peak)
+        return 10**10 if len(sizes) < 2 else peak
+
+    monkeypatch.setattr(basicsr_plan, 'peak_of', hungry)
+    model = built()
+    assert model.first_plan.micro == MicroBatchSizes(2, 2, 2) == model.step.recovery.plan.wanted.micro
+    assert sizes[1] < sizes[0]
+
+
+def _failing(failures: list[Exception]):
+    """A forward hook that raises each of ``failures`` once."""
+    def hook(*_):
+        if failures:
+            raise failures.pop()
+    return hook
+
+
+def test_a_validation_image_that_does_not_fit_is_still_validated(opt, built):
+    model, failures = built(), [torch.OutOfMemoryError('CUDA out of memory')] * 2
+    model.feed_data(_batch(model.opt))
+    model.test()
+    expected = model.output
+    model.net_g_ema.register_forward_hook(_failing(failures))
+    model.test()
+    assert torch.equal(model.output, expected) and model.net_g.training and not failures
+    failures += [torch.OutOfMemoryError('CUDA out of memory')] * 3
+    with pytest.raises(RuntimeError, match='out of memory'):
+        model.test()
+
+
+def test_memory_that_runs_out_in_a_training_is_logged_and_counted(opt, built, caplog):
+    model, failures = built(), [torch.OutOfMemoryError('CUDA out of memory')]
+    model.feed_data(_batch(model.opt))
+    model.net_g.register_forward_hook(_failing(failures))
+    model.optimize_parameters(1)
+    assert model.report.verdicts == {'g': Verdict.COMMITTED, 'd': Verdict.COMMITTED}
+    assert model.get_current_log()['n_out_of_memory'] == 1
+    assert model.step.recovery.plan.now.micro == MicroBatchSizes(1, 2, 2)
+    assert model.events.summary() == 'In the whole run: 1 x out of memory.'
 
 
 def test_batch_norm_judges_the_whole_batch_or_is_refused(opt, built):

@@ -38,12 +38,12 @@ def test_live_bytes_are_counted_until_they_die():
     ('lean', 'batch', 'bfloat16', 8, 8, True)])
 def test_the_peak_fitted_on_fake_tensors_is_the_peak_of_a_real_step(memory, norm, dtype, batch, micro, kept, monkeypatch):
     opt = _small(memory, norm, dtype, perceptual_opt=None)
-    model = fit(lambda count, size: basicsr_predict.predict(opt, 64, count, size, kept))
+    model = fit(lambda count, size: basicsr_predict.predict(opt, 64, count, size, kept), batch)
     monkeypatch.setattr(basicsr_predict, 'FakeTensorMode', contextlib.nullcontext)
     real = basicsr_predict.predict(opt, 64, batch, micro, kept)
-    predicted = model.peak(batch, micro)
+    predicted = model.peak(micro)
     assert max(predicted.values()) == pytest.approx(max(real.peak.values()), rel=0.05)
-    assert model.flops_per_sample * batch == pytest.approx(real.flops, rel=0.01)
+    assert model.flops(micro) * batch == pytest.approx(real.flops, rel=0.01)
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeyp
     opt['train']['perceptual_opt'] = None
     path.write_text(yaml.safe_dump(opt))
     predicted = {size: basicsr_predict.candidates(opt, size, 64) for size in (64, 128)}  # once, for all calls below
-    monkeypatch.setattr(basicsr_predict, 'candidates', lambda opt, size, val_size: predicted[size])
+    monkeypatch.setattr(basicsr_predict, 'candidates', lambda opt, size, *_: predicted[size])
 
     def plan(*arguments):
         monkeypatch.setattr('sys.argv', ['plan.py', '-opt', str(path), '--val-size', '64', *arguments])
@@ -74,7 +74,7 @@ def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeyp
 
     status, said = plan('--vram', '1.5')
     assert status == 0
-    for part in ('64 px, effective batch 128', '128 px', '<- chosen', '--force_yml network_g:activation_memory='):
+    for part in ('64 px, effective batch 128', '128 px', '<- chosen', '--force_yml network_g:activation_memory=', 'images/s', 'measured here (cpu)'):
         assert part in said.out
     status, said = plan('--vram', '1.5', '--json')
     chosen = json.loads(said.out.splitlines()[-1])

@@ -1,8 +1,11 @@
 """CheckpointedRRDBNet is BasicSR's RRDBNet, with less memory."""
+import copy
+
 import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.archs.rrdbnet_arch import RRDBNet
+from torch import nn
 
 from sr_bigbatch.core.memory import saved_bytes
 from sr_bigbatch.nets.dense_block import dense_block
@@ -141,3 +144,37 @@ def test_frozen_parts_get_no_gradient_and_do_not_disturb_the_others(frozen):
 def test_unknown_settings_are_refused_with_the_known_ones(settings, message):
     with pytest.raises(ValueError, match=message):
         CheckpointedRRDBNet(3, 3, **settings)
+
+
+@pytest.mark.parametrize('policy', ['lean', 'minimal'])
+def test_the_net_can_be_compiled(policy):
+    net = CheckpointedRRDBNet(3, 3, 4, 8, 1, 4, activation_memory=policy)
+    image = torch.rand(1, 3, 8, 8)
+    expected = net(image)
+    expected.sum().backward()
+    gradients = [parameter.grad.clone() for parameter in net.parameters()]
+    net.zero_grad()
+    output = torch.compile(net, backend='aot_eager')(image)
+    output.sum().backward()
+    assert torch.equal(output, expected)
+    assert all(torch.equal(p.grad, gradient) for p, gradient in zip(net.parameters(), gradients, strict=True))
+
+
+def _one_of_two(rank, folder):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = CheckpointedRRDBNet(3, 3, 4, 8, 2, 4, activation_memory='compact' if rank else 'lean').double()
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    parallel = nn.parallel.DistributedDataParallel(net)
+    parallel(images[rank:rank + 1]).square().mean().backward()
+    if rank == 0:
+        alone = copy.deepcopy(net)
+        alone.zero_grad()
+        alone(images).square().mean().backward()
+        for p, q in zip(net.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-14)
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp_averages_the_gradients_of_the_lean_net(tmp_path):
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)

@@ -1,0 +1,217 @@
+"""What our models add to BasicSR's: a step of any batch size in place of ``optimize_parameters``."""
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils import get_root_logger
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from torch import nn
+
+from sr_bigbatch.core.audit import table
+from sr_bigbatch.core.batch import StepPlan
+from sr_bigbatch.core.distributed import rank, same_everywhere, world_size
+from sr_bigbatch.core.elastic_plan import ElasticPlan
+from sr_bigbatch.core.memory import usable_bytes
+from sr_bigbatch.core.out_of_memory import is_out_of_memory, release
+from sr_bigbatch.core.planner import Plan
+from sr_bigbatch.core.recovery import PoisonedWeights
+from sr_bigbatch.core.replay import batch_norms
+from sr_bigbatch.core.report import Event, StepReport
+from sr_bigbatch.core.update import Verdict
+from sr_bigbatch.hosts import basicsr_auto, basicsr_state
+from sr_bigbatch.hosts.basicsr_data import set_gt_size
+from sr_bigbatch.hosts.basicsr_events import EventLog
+from sr_bigbatch.hosts.basicsr_losses import HostLosses
+from sr_bigbatch.hosts.basicsr_plan import audit, read_plan, rehearse
+from sr_bigbatch.options import OptionError
+
+_WRAPPER = {'type': 'OverflowSafeOptimWrapper', 'dtype': 'float32'}
+
+
+class Accumulating:
+    """To be put before a model of BasicSR. The model says in ``build_step`` and ``run_step`` what a step is."""
+
+    loss_prefix: str
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        if opt['num_gpu'] > 1 and not opt['dist']:
+            raise OptionError([f'num_gpu is {opt["num_gpu"]} in one process: use num_gpu: 1, or one process per GPU '
+                               '(torchrun --nproc_per_node=K ... --launcher pytorch)'])
+        self.current_iter, self.restores = 0, 0
+        self.report: StepReport | None = None
+        self.events, self.files = EventLog(), list[str]()
+        self.budget_bytes = self._budget(opt)
+        self.automatic: Plan | None = None
+        if basicsr_auto.is_automatic(opt):
+            self.automatic = basicsr_auto.choose_plan(opt, int(opt['datasets']['train']['gt_size']), self.budget_bytes)
+            basicsr_auto.fill_in(opt, self.automatic)
+        super().__init__(opt)  # type: ignore[call-arg]
+
+    @staticmethod
+    def _budget(opt: dict[str, Any]) -> int:
+        budget = opt['train'].get('memory_budget_gb')
+        device = torch.device('cuda' if opt['num_gpu'] > 0 else 'cpu')
+        return usable_bytes(device) if budget is None else int(budget * 1e9)
+
+    def model_to_device(self: Any, net: nn.Module) -> nn.Module:
+        """Move a network to the device. Gradients are synchronised by the step, so nothing is wrapped."""
+        net = net.to(self.device)
+        same_everywhere(net)
+        return net
+
+    def init_training_settings(self: Any) -> None:
+        """Let the host build networks, losses and optimizers, then build the step around them."""
+        super().init_training_settings()  # type: ignore[misc]
+        wrapper = {**_WRAPPER, **self.opt['train'].get('optim_wrapper', {})}
+        self.optim_wrappers = [OPTIM_WRAPPERS.build({**wrapper, 'optimizer': optimizer}) for optimizer in self.optimizers]
+        self.dtype = self.optim_wrappers[0].cast_dtype
+        self.losses = HostLosses(self.loss_prefix, self.cri_pix, self.cri_perceptual)
+        for label, net in basicsr_state.networks(self).items():
+            if label != 'net_d':
+                net.to(  # type: ignore[call-overload]
+                    memory_format=torch.channels_last)  # a fifth faster; the discriminator is not: docs/memory.md
+        self.first_gt_size = self.gt_size = self.opt['datasets']['train']['gt_size']
+        self.first_plan = self._plan()
+        self.step = self.build_step(self.first_plan)
+        self._refuse_inexact(self.first_plan)
+        if self.automatic is not None:
+            self.first_plan = rehearse(self, self.automatic, self.budget_bytes)
+        self.hooks = [HOOKS.build(dict(settings)) for settings in self.opt.get('custom_hooks') or []]
+
+    def _plan(self: Any) -> StepPlan:
+        batch_size, net_d = int(self.opt['datasets']['train']['batch_size_per_gpu']), getattr(self, 'net_d', None)
+        plan = read_plan(self.opt, net_d)
+        memory = self.opt['network_g'].get('activation_memory')
+        get_root_logger().info(
+            f'Effective batch {batch_size * world_size()} in {world_size()} process(es), '
+            f'{"exact" if plan.exact else "plain"} accumulation. Samples at a time: generator {plan.micro.generator}, '
+            f'pixel and perceptual losses {plan.micro.perceptual}, discriminator {plan.micro.discriminator}. '
+            f'Generator graphs kept: {plan.kept_graphs}. Dtype: {self.dtype}.'
+            f'{"" if memory is None else f" Activation memory: {memory}."}')
+        return plan
+
+    def _refuse_inexact(self: Any, plan: StepPlan) -> None:
+        findings = audit(self, plan)
+        get_root_logger().info(f'Is the update that of the whole batch?\n{table(findings)}')
+        wrong = [f'{finding.part}: {finding.because}' for finding in findings if not finding.exact]
+        if plan.exact and wrong:
+            raise OptionError([*wrong, 'so the update would not be that of the whole batch. Change what is named, or let it '
+                               'see the whole batch in one process (train.micro_batch_size), or accept the difference '
+                               '(train.accumulation: plain)'])
+
+    def feed_data(self: Any, data: dict[str, Any]) -> None:
+        """Take a batch and leave it where it is: the step moves what a micro-batch needs to the device."""
+        self.lq, self.files = data['lq'], [str(path) for path in data.get('gt_path', data.get('lq_path', ()))]
+        if 'gt' in data:
+            self.gt = data['gt']
+
+    def optimize_parameters(self: Any, current_iter: int) -> None:
+        """Make one update from the batch of ``feed_data``."""
+        self.current_iter = current_iter
+        batch = {'lq': self.lq, 'gt': self.gt}
+        for hook in self.hooks:
+            hook.before_train_iter(self, current_iter, batch)
+        try:
+            self.report = self.run_step(current_iter)
+        except PoisonedWeights as error:
+            self.report = self._restored(str(error))
+        self.events.take(current_iter, self.report.events, self.files)
+        if self.report.output is not None:
+            self.output = self.report.output
+        if self.ema_decay > 0 and self.report.verdicts.get('g') is Verdict.COMMITTED:
+            self.model_ema(decay=self.ema_decay)
+        for hook in self.hooks:
+            hook.after_train_iter(self, current_iter, batch)
+
+    def _restored(self: Any, reason: str) -> StepReport:
+        saved = basicsr_state.return_to_last_good(self, reason)
+        return StepReport({}, None, {}, [Event('weights restored', 'all', f'{reason}; back to iteration {saved}')])
+
+    def update_learning_rate(self: Any, current_iter: int, warmup_iter: int = -1) -> None:
+        """Move the schedules on, but not that of a network whose last step was refused or left out."""
+        schedulers, report = self.schedulers, self.report
+        if report is not None:
+            verdicts = [report.verdicts.get(name) for name in ('g', 'd')]
+            idle = [optimizer for optimizer, verdict in zip(self.optimizers, verdicts, strict=False)
+                    if verdict is Verdict.REFUSED or not report.losses]
+            self.schedulers = [scheduler for scheduler in schedulers if scheduler.optimizer not in idle]
+        super().update_learning_rate(current_iter, warmup_iter)  # type: ignore[misc]
+        self.schedulers = schedulers
+
+    def test(self: Any) -> None:
+        """Generate the validation image. One that does not fit is tried with all memory released, then on the CPU."""
+        for device in (self.device, self.device, torch.device('cpu')):
+            nets = [net for label, net in basicsr_state.networks(self).items() if label != 'net_d']
+            try:
+                for net in nets:
+                    net.to(device)
+                self.lq = self.lq.to(device)
+                super().test()  # type: ignore[misc]
+                return
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = str(error).split('\n')[0]
+            finally:
+                for net in nets:
+                    net.to(self.device)
+                self.net_g.train()
+            release(self.device)
+            get_root_logger().warning(f'A validation image of {tuple(self.lq.shape)} ran out of memory and is tried again '
+                                      f'({failed})')
+        raise RuntimeError(failed)
+
+    def get_current_log(self: Any) -> OrderedDict[str, float]:
+        """Losses of the last iteration, over the whole batch of all processes; loss scales; counters of events."""
+        losses = {} if self.report is None else self.report.losses
+        scales = {f'scale_{name}': wrapper.safe_update.scale
+                  for name, wrapper in zip('gd', self.optim_wrappers, strict=False) if self.dtype is torch.float16}
+        return OrderedDict({**{name: value.item() for name, value in losses.items()}, **scales, **self.events.values()})
+
+    def set_gt_size(self: Any, gt_size: int) -> None:
+        """Tell the data set the crop size of the stage."""
+        if gt_size != self.gt_size and not set_gt_size(gt_size):
+            raise OptionError(['the crop size cannot change: set datasets.train.type to ProgressivePairedImageDataset'])
+        self.gt_size = gt_size
+
+    def fit_to(self: Any, gt_size: int) -> None:
+        """Shrink the micro-batches for crops of this size; the effective batch stays."""
+        micro = self.first_plan.micro.for_crop(self.first_gt_size, gt_size)
+        if hasattr(self, 'net_d') and batch_norms(self.net_d):
+            micro = replace(micro, discriminator=self.first_plan.micro.discriminator)
+        wanted = replace(self.first_plan, micro=micro)
+        if wanted != self.step.recovery.plan.wanted:
+            self.step.recovery.plan = ElasticPlan(wanted)
+
+    def save(self: Any, epoch: int, current_iter: int) -> None:
+        """Save as BasicSR does, but never weights that are not finite: those go back to the last good ones."""
+        broken = basicsr_state.not_finite(self)
+        if broken:
+            basicsr_state.return_to_last_good(self, f'{len(broken)} tensors are not finite, {broken[0]} first')
+        super().save(epoch, current_iter)  # type: ignore[misc]
+        if current_iter == -1:
+            get_root_logger().info(self.events.summary())
+
+    def save_network(self: Any, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
+        """Write ``NET_LABEL_ITERATION.pth`` whole or not at all."""
+        nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
+        name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
+        if rank() == 0:
+            basicsr_state.save_networks(Path(self.opt['path']['models']) / name, dict(zip(keys, nets, strict=True)))
+
+    def save_training_state(self: Any, epoch: int, current_iter: int) -> None:
+        """Write ``ITERATION.state`` whole or not at all."""
+        if current_iter != -1 and rank() == 0:
+            basicsr_state.save_training_state(self, epoch, current_iter)
+
+    def resume_training(self: Any, resume_state: dict[str, Any]) -> None:
+        """Restore optimizers, schedulers and our own state, and tell the hooks where the run stands."""
+        super().resume_training(resume_state)  # type: ignore[misc]
+        basicsr_state.load_our_state(self, resume_state)
+        self.current_iter = resume_state['iter'] + 1
+        for hook in self.hooks:
+            hook.after_load_checkpoint(self, resume_state)

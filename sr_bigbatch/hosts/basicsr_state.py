@@ -1,0 +1,97 @@
+"""The files of a BasicSR training: written whole, never with broken weights, and the way back to the last good ones."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils import get_root_logger
+from torch import nn
+
+from sr_bigbatch.core.finite import poisoned
+from sr_bigbatch.core.storage import save_atomically
+
+OURS = 'sr_bigbatch'  # our part of BasicSR's training state
+MOST_RESTORES = 3
+
+
+class GaveUp(RuntimeError):
+    """The training cannot go on; the message says why and what is left."""
+
+
+def networks(model: Any) -> dict[str, nn.Module]:
+    """The networks of a model by the names of their attributes."""
+    return {name: getattr(model, name) for name in ('net_g', 'net_g_ema', 'net_d') if hasattr(model, name)}
+
+
+def not_finite(model: Any) -> list[str]:
+    """What must not be saved: names of parameters, buffers and optimizer states that are not finite."""
+    found = [f'{label}.{name}' for label, net in networks(model).items() for name in poisoned(net)]
+    for index, optimizer in enumerate(model.optimizers):
+        moments = [entry for state in optimizer.state.values() for entry in state.values()
+                   if isinstance(entry, torch.Tensor) and entry.is_floating_point()]
+        if moments and not torch.isfinite(torch.stack([moment.detach().sum() for moment in moments]).sum()):
+            found.append(f'optimizers[{index}]')
+    return found
+
+
+def our_state(model: Any) -> dict[str, Any]:
+    """What our models know beyond BasicSR's."""
+    return {'loss_scales': [wrapper.safe_update.loss_scale.state_dict() for wrapper in model.optim_wrappers],
+            'precision': model.step.recovery.precision.state_dict(), 'events': model.events.state_dict()}
+
+
+def load_our_state(model: Any, state: dict[str, Any]) -> None:
+    """Take over our part of a training state; a state of BasicSR's own models has none."""
+    ours = state.get(OURS)
+    if ours is None:
+        return
+    for wrapper, scale in zip(model.optim_wrappers, ours['loss_scales'], strict=True):
+        wrapper.safe_update.loss_scale.load_state_dict(scale)
+    model.step.recovery.precision.load_state_dict(ours['precision'])
+    model.events.load_state_dict(ours['events'])
+
+
+def save_networks(path: Path, nets: dict[str, nn.Module]) -> None:
+    """Write the weights of networks by their BasicSR keys (``params``, ``params_ema``)."""
+    save_atomically({key: {name: tensor.cpu() for name, tensor in net.state_dict().items()}
+                     for key, net in nets.items()}, path)
+
+
+def save_training_state(model: Any, epoch: int, iteration: int) -> None:
+    """Write BasicSR's training state, and ours in it."""
+    state = {'epoch': epoch, 'iter': iteration, 'optimizers': [optimizer.state_dict() for optimizer in model.optimizers],
+             'schedulers': [scheduler.state_dict() for scheduler in model.schedulers], OURS: our_state(model)}
+    save_atomically(state, Path(model.opt['path']['training_states']) / f'{iteration}.state')
+
+
+def return_to_last_good(model: Any, reason: str) -> int:
+    """Give networks and optimizers back what they were at the newest save; the data go on.
+
+    Args:
+        model: one of our models.
+        reason: what is wrong with it now.
+
+    Returns:
+        The iteration of that save.
+
+    Raises:
+        GaveUp: if nothing was saved, or weights were restored too often.
+    """
+    model.restores += 1
+    folder = Path(model.opt['path']['training_states'])
+    saved = sorted((int(file.stem) for file in folder.glob('*.state') if file.stem.isdigit()), reverse=True)
+    if not saved or model.restores > MOST_RESTORES:
+        why = ('nothing has been saved yet to return to' if not saved else
+               f'this has happened {model.restores} times; lower train.optim_g.lr and train.optim_d.lr, or clip gradients '
+               f'(train.optim_wrapper.clip_grad: {{max_norm: 1}}), and go on from {folder / str(saved[0])}.state')
+        raise GaveUp(f'{reason}: {why}')
+    models = Path(model.opt['path']['models'])
+    state = torch.load(folder / f'{saved[0]}.state', map_location='cpu', weights_only=True)
+    for label, net in networks(model).items():
+        file = models / f'{label.removesuffix("_ema")}_{saved[0]}.pth'
+        model.load_network(net, str(file), True, 'params_ema' if label == 'net_g_ema' else 'params')
+    for optimizer, content in zip(model.optimizers, state['optimizers'], strict=True):
+        optimizer.load_state_dict(content)
+    get_root_logger().warning(f'{reason}: networks and optimizers are again those of iteration {saved[0]}; the data go on.')
+    return saved[0]
