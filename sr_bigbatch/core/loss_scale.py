@@ -19,6 +19,10 @@ class LossScale:
         floor: smallest value; 1 or more for float16.
         ceiling: largest value.
 
+    Attributes:
+        value: the scale.
+        overflows: how often it was lowered or was at its floor already.
+
     Raises:
         ValueError: for a range that is empty or factors that do not shrink or grow.
     """
@@ -32,7 +36,7 @@ class LossScale:
                              f'got {growth_factor}, {backoff_factor}, {growth_interval}')
         self.value, self.floor, self.ceiling = float(init_scale), floor, ceiling
         self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval
-        self.successes = 0
+        self.successes = self.overflows = 0
 
     @classmethod
     def constant(cls) -> LossScale:
@@ -42,6 +46,7 @@ class LossScale:
     def overflow(self) -> bool:
         """Lower the scale; False if it was at its floor already, so that repeating the step is futile."""
         lowered = self.value > self.floor
+        self.overflows += 1
         self.value, self.successes = max(self.value * self.backoff_factor, self.floor), 0
         return lowered
 
@@ -52,9 +57,9 @@ class LossScale:
             self.value, self.successes = min(self.value * self.growth_factor, self.ceiling), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The state under the keys of torch's ``GradScaler``."""
+        """The state under the keys of torch's ``GradScaler``, and the number of overflows so far."""
         return {'scale': self.value, 'growth_factor': self.growth_factor, 'backoff_factor': self.backoff_factor,
-                'growth_interval': self.growth_interval, '_growth_tracker': self.successes}
+                'growth_interval': self.growth_interval, '_growth_tracker': self.successes, 'overflows': self.overflows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state of this class or of ``GradScaler``; a scale outside the range is moved to its border.
@@ -68,4 +73,4 @@ class LossScale:
         if not 0 < scale < float('inf'):
             raise ValueError(f'the saved loss scale is {scale}: the run that wrote this file had lost its scale')
         self.value = min(max(scale, self.floor), self.ceiling)
-        self.successes = int(state['_growth_tracker'])
+        self.successes, self.overflows = int(state['_growth_tracker']), int(state.get('overflows', 0))

@@ -30,7 +30,7 @@ Work = TypeVar('Work', bound=_HasVerdicts)
 
 
 class PoisonedWeights(RuntimeError):
-    """A parameter or buffer is not finite, so that no step can succeed any more."""
+    """A parameter is not finite, so that no step can succeed any more."""
 
 
 class Recovery:
@@ -54,7 +54,7 @@ class Recovery:
         self.plan, self.precision, self.device = ElasticPlan(plan), Precision(dtype), device
         self.part, self.whole = PARTS[0], set[str]()
         self.events: list[Event] = []
-        self._code, self._reason, self._last_resort = _FINE, '', False
+        self._code, self._reason, self._last_resort, self._short_of_memory = _FINE, '', False, False
         self._flags: list[tuple[str, slice, Tensor]] = []
 
     def begin(self, batch_size: int, whole: Collection[str]) -> None:
@@ -80,8 +80,9 @@ class Recovery:
         """Look at the flags. If one is false, the step has to be done again with these samples in a wider dtype."""
         flags, self._flags = self._flags, []
         finite = read([good for _, _, good in flags])
-        for (part, samples, _), good in zip(flags, finite, strict=True):
-            if not good and self.precision.widen(part, samples):
+        bad = [(part, samples) for (part, samples, _), good in zip(flags, finite, strict=True) if not good]
+        for part, samples in bad:
+            if part == bad[0][0] and self.precision.widen(part, samples):  # later parts only suffer from the first
                 self._tell('forward overflow', part, f'{_FLAGGED[part]} of samples {samples.start}..{samples.stop - 1} '
                            f'are not finite; they are computed in {_name(self.precision.of(part, samples))}')
                 self._code = _AGAIN
@@ -104,6 +105,7 @@ class Recovery:
         code, self._code = worst(self._code, self.device), _FINE
         if code >= _OUT_OF_MEMORY:
             self._shrink(PARTS[code - _OUT_OF_MEMORY])
+            self._short_of_memory = True
         return code != _FINE
 
     def _shrink(self, part: str) -> None:
@@ -131,23 +133,26 @@ class Recovery:
         before = {name: Traces(self.device, net) for name, net in nets.items()}
         for update in updates.values():
             update.allocate()
-        while True:
-            for update in updates.values():
-                update.reset()  # an attempt may have left a part of a gradient
-            try:
-                work = attempt()
-            except BaseException:
-                for traces in before.values():
-                    traces.restore()
-                raise
-            if work is not None:
-                break
-            for traces in before.values():
-                traces.restore()
-            release(self.device)
+        while (work := self._try(attempt, before, updates)) is None:
+            if self._short_of_memory:
+                release(self.device)  # only now that no frame of the attempt is alive
+                self._short_of_memory = False
         for name, verdict in work.verdicts.items():
             if verdict is not Verdict.COMMITTED:
                 before[name].restore_buffers()
+        return work
+
+    @staticmethod
+    def _try(attempt: Callable[[], Work | None], before: dict[str, Traces], updates: dict[str, SafeUpdate]) -> Work | None:
+        for update in updates.values():
+            update.reset()  # an attempt may have left a part of a gradient
+        work = None
+        try:
+            work = attempt()
+        finally:
+            if work is None:
+                for traces in before.values():
+                    traces.restore()
         return work
 
     @staticmethod
@@ -201,7 +206,8 @@ class Recovery:
         return Verdict.COMMITTED
 
     def _refuse(self, net: nn.Module, name: str) -> None:
-        lost = poisoned(net)
+        parameters = dict(net.named_parameters())
+        lost = [name for name in poisoned(net) if name in parameters]  # buffers still hold traces of this attempt
         if lost:
             raise PoisonedWeights(f'{len(lost)} parameters of {type(net).__name__} are not finite, {lost[0]} first')
         self._tell('refused', name, f'the gradient of {name} is not finite or beyond float32, and neither a lower scale nor '

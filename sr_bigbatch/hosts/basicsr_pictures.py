@@ -14,6 +14,8 @@ from basicsr.utils.matlab_functions import imresize
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 
+_MARKS = {'gradient overflow': 'red', 'forward overflow': 'orange', 'bad input': 'black', 'out of memory': 'blue',
+          'weights restored': 'purple'}
 _ZOOM = 96  # pixels of the ground truth
 
 
@@ -38,12 +40,14 @@ def draw_curves(log_file: Path, target: Path) -> Path:
         target: the PNG to write.
     """
     records = [json.loads(line) for line in log_file.read_text(encoding='utf-8').splitlines()]
-    train = [record for record in records if 'val' not in record]
+    train = [record for record in records if 'val' not in record and 'event' not in record]
+    marks = sorted({(record['iter'], record['event']) for record in records if 'event' in record})
     val = [record for record in records if 'val' in record]
     names = list(dict.fromkeys(name for record in train for name in record))
     panels = [('Losses', train, [name for name in names if name.startswith('l_')]),
               ('Mean logit of the discriminator', train, [name for name in names if name.startswith('out_')]),
               ('Validation', val, [name for name in (val[-1] if val else {}) if name not in ('iter', 'val')]),
+              ('Loss scale', train, [name for name in names if name.startswith('scale_')]),
               ('Images per second', train, ['images_per_s'])]
     panels = [panel for panel in panels if panel[2] and panel[1]]
     figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(4.6 * max(1, len(panels)), 3.6), squeeze=False)
@@ -53,7 +57,10 @@ def draw_curves(log_file: Path, target: Path) -> Path:
             axis.plot(*zip(*points, strict=True), label=key, marker='o' if len(points) < 30 else None, markersize=3)
         axis.set_title(title)
         axis.set_xlabel('iteration (one iteration = one effective batch)')
-        if title == 'Losses':
+        for number, (iteration, kind) in enumerate(marks):
+            axis.axvline(iteration, color=_MARKS.get(kind, 'grey'), alpha=0.5, linestyle=':',
+                         label=kind if kind not in [other for _, other in marks[:number]] else None)
+        if title in ('Losses', 'Loss scale'):
             axis.set_yscale('log')
         axis.grid(alpha=0.3)
         axis.legend(fontsize='small')

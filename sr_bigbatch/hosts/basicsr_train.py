@@ -185,6 +185,8 @@ class _Run:
         self.model.update_learning_rate(iteration, warmup_iter=self.opt['train'].get('warmup_iter', -1))
         self.model.feed_data(batch)
         self.model.optimize_parameters(iteration)
+        for event in getattr(getattr(self.model, 'report', None), 'events', ()):
+            self._write({'iter': iteration, 'event': event.kind, 'part': event.part, 'text': event.text})
         self.waited, self.count = self.waited + waited, self.count + 1
         self.bar.update()
         settings, last = self.opt['logger'], iteration == self.opt['train']['total_iter']

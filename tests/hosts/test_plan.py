@@ -74,7 +74,8 @@ def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeyp
 
     status, said = plan('--vram', '1.5')
     assert status == 0
-    for part in ('64 px, effective batch 128', '128 px', '<- chosen', '--force_yml network_g:activation_memory=', 'images/s', 'measured here (cpu)'):
+    for part in ('64 px, effective batch 128', '128 px', '<- chosen', '--force_yml network_g:activation_memory=', 'images/s',
+                 'measured here (cpu)'):
         assert part in said.out
     status, said = plan('--vram', '1.5', '--json')
     chosen = json.loads(said.out.splitlines()[-1])
