@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from sr_bigbatch.hosts.basicsr_prepare import BUNDLED_VAL, Cut, bundled, cut_all, make_lmdb
 from sr_bigbatch.options import load
@@ -79,3 +80,11 @@ def load_tool(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_train(opt: dict, folder: Path, monkeypatch, *arguments: str) -> int:
+    """Write ``opt`` to a file and run ``tools/train.py`` on it; returns its exit status."""
+    file = folder / 'run.yml'
+    file.write_text(yaml.safe_dump(opt))
+    monkeypatch.setattr('sys.argv', ['train.py', '-opt', str(file), *arguments])
+    return load_tool('train').main()

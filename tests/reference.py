@@ -102,4 +102,4 @@ def difference(update: nn.Module, reference: nn.Module, start: nn.Module) -> flo
     """|update - reference| / |reference - start| over all parameters, in the 2-norm."""
     error = sum(((p - q)**2).sum() for p, q in zip(update.parameters(), reference.parameters(), strict=True))
     moved = sum(((p - q)**2).sum() for p, q in zip(start.parameters(), reference.parameters(), strict=True))
-    return (error / moved).sqrt().item()
+    return (error / moved if moved > 0 else error).sqrt().item()  # a saturated hinge loss moves nothing

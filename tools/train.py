@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (registers the components, and mends what `import basicsr` needs)
+from sr_bigbatch.core.out_of_memory import OutOfMemory
 from sr_bigbatch.hosts.basicsr_options import check, complete
+from sr_bigbatch.hosts.basicsr_state import GaveUp
 from sr_bigbatch.hosts.basicsr_train import start_processes, train
 from sr_bigbatch.options import OptionError, load, override
 
@@ -17,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> int:
     """Parse the command line, check the options, train; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog='Exit status: 0 finished, 2 something in the options has to be changed first.')
+        description=__doc__, epilog='Exit status: 0 finished, 1 the training could not go on, 2 something in the options '
+        'has to be changed first.')
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file, e.g. options/quickstart.yml')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
                         help='how several processes were started; torchrun needs pytorch')
@@ -38,6 +41,9 @@ def main() -> int:
     except OptionError as error:
         print(f'{args.opt}: training has not started. To be changed:\n{error}', file=sys.stderr)
         return 2
+    except (GaveUp, OutOfMemory) as error:
+        print(f'{args.opt}: the training has ended: {error}', file=sys.stderr)
+        return 1
     return 0
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from .finite import spoil_unless_finite
+
 GanLoss = Callable[..., Tensor]
 """``gan_loss(logits, target_is_real, is_disc=...) -> scalar``, as BasicSR's ``GANLoss``."""
 
@@ -63,4 +65,6 @@ def grade(gan_loss: GanLoss, real: Tensor, fake: Tensor, *, relativistic: bool) 
             d_fake_loss = gan_loss(fake_d, False, is_disc=True)
         gradients = [torch.autograd.grad(loss, logits)[0]
                      for loss, logits in ((g_loss, fake_g), (d_real_loss, real_d), (d_fake_loss, fake_d))]
+    health = spoil_unless_finite(1.0, real, fake)
+    gradients = [gradient * health.to(gradient.dtype) for gradient in gradients]
     return Grades(g_loss.detach(), d_real_loss.detach(), d_fake_loss.detach(), *gradients)

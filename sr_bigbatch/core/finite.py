@@ -15,6 +15,15 @@ def flag(values: Tensor) -> Tensor:
     return torch.isfinite(values.detach().sum(dtype=torch.float64 if values.dtype == torch.float64 else torch.float32))
 
 
+def spoil_unless_finite(factor: float, *values: Tensor) -> Tensor:
+    """``factor`` as a scalar tensor, or NaN if one of ``values`` is not finite.
+
+    An infinite loss or logit can have finite gradients, because a sigmoid saturates. As a factor on a gradient this has
+    such a gradient found at the commit, without anyone waiting here.
+    """
+    return torch.where(torch.stack([flag(value) for value in values]).all(), factor, float('nan'))
+
+
 def read(flags: Sequence[Tensor]) -> list[bool]:
     """The values of scalars; waits for the device once."""
     return [bool(value) for value in torch.stack(list(flags)).tolist()] if flags else []

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .adversarial import GanLoss, Grades, grade
 from .batch import StepPlan, length, micro_slices
 from .distributed import gather_batch, rank, sum_in_place, world_size
+from .finite import spoil_unless_finite
 from .losses import LossSums, SampleLosses
 from .precision import autocast, widen
 from .recovery import Recovery
@@ -197,7 +198,8 @@ class AdversarialStep:
                 losses = self.losses(images, batch.gt_at(samples), batch.lq_at(samples))
             loss = batch.sums.add(losses, length(samples) / total)
             self.recovery.look_at('perceptual', samples, loss)
-            batch.image_gradient[samples] = torch.autograd.grad(loss * self.update_g.scale, images)[0]
+            factor = spoil_unless_finite(self.update_g.scale, loss)
+            batch.image_gradient[samples] = torch.autograd.grad(loss, images, factor.to(loss.dtype))[0]
 
     def _differentiate_d(self, part: Judged, batch: Batch, for_g: bool, for_d: bool) -> None:
         samples, parameters = part.samples, [p for p in self.net_d.parameters() if p.requires_grad]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .batch import StepPlan, length, micro_slices
 from .distributed import sum_in_place, world_size
+from .finite import spoil_unless_finite
 from .losses import LossSums, SampleLosses
 from .precision import autocast, widen
 from .recovery import Recovery
@@ -100,6 +101,6 @@ class SupervisedStep:
                 losses = self.losses(generated, batch.gt_at(samples), batch.lq_at(samples))
             loss = batch.sums.add(losses, length(samples) / total)
             recovery.look_at('generator', samples, loss)
-            (loss * self.update_g.scale).backward()
+            loss.backward(spoil_unless_finite(self.update_g.scale, loss).to(loss.dtype))
             if recovery.precision.can_widen('generator', samples) and self.update_g.is_doomed():
                 return

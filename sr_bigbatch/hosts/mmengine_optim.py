@@ -24,19 +24,25 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
     A step whose gradient is not finite leaves weights and optimizer state as they are. By itself, under
     ``update_params``, it can then only skip; inside our steps the same batch is repeated at a lower scale.
 
+    Attributes:
+        last_verdict: what became of the last gradient; ``safe_update.loss_scale.overflows`` counts the refused ones.
+
     Args:
         loss_scale: ``'dynamic'``, a first value, or arguments of :class:`sr_bigbatch.core.loss_scale.LossScale`. Only
             float16 is scaled.
         dtype: ``float32``, ``bfloat16`` or ``float16``, as text or torch.dtype; None for autocast's default on the
             device of the parameters.
+        use_fsdp: as in ``AmpOptimWrapper``; only False.
         **kwargs: arguments of mmengine's ``OptimWrapper``: ``optimizer``, ``clip_grad``, ``accumulative_counts``.
 
     Raises:
-        ValueError: for another dtype.
+        ValueError: for another dtype, or sharded gradients.
     """
 
     def __init__(self, loss_scale: str | float | dict[str, Any] = 'dynamic', dtype: str | torch.dtype | None = None,
-                 **kwargs: Any) -> None:
+                 use_fsdp: bool = False, **kwargs: Any) -> None:
+        if use_fsdp:
+            raise ValueError('use_fsdp must be False: sharded gradients are not summed by this wrapper')
         super().__init__(**kwargs)
         self.cast_dtype = self._dtype(dtype)
         self.safe_update = SafeUpdate(self.optimizer, self._loss_scale(loss_scale),

@@ -104,7 +104,7 @@ def test_whatever_overflows_the_update_is_that_of_an_undisturbed_step(dtype, whe
         _check_scales(step, report, said)
         if times == 1 and dtype is not torch.float32:
             assert report.verdicts == COMMITTED, said
-        if value == 1e30 and not report.events:
+        if value == 1e30 and where[0] in ('activation', 'output'):
             continue  # a number that is wrong and finite cannot be told from a right one
         for name in 'gd':
             _check_network(name, step, report, where, dtype, said)
