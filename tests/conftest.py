@@ -49,7 +49,7 @@ def opt(data, tmp_path) -> dict:
     opt['datasets']['val'].update(dataroot_gt=str(data / 'val_gt'), dataroot_lq=str(data / 'val_lq'))
     opt['train'].update(micro_batch_size=2, total_iter=4)
     opt['val']['val_freq'] = 2
-    opt['logger'].update(print_freq=1, save_checkpoint_freq=2)
+    opt['logger'].update(print_freq=1, save_checkpoint_freq=2, use_tb_logger=False)
     opt['path']['experiments_root'] = str(tmp_path / 'experiments')
     return opt
 

@@ -12,8 +12,9 @@ import torch
 import sr_bigbatch  # noqa: F401  (registers the components)
 from sr_bigbatch.core.plan_table import table
 from sr_bigbatch.core.planner import choose, sustained_flops
+from sr_bigbatch.hosts.basicsr_growth import stages_of
 from sr_bigbatch.hosts.basicsr_options import check
-from sr_bigbatch.hosts.basicsr_predict import candidates, dtype_of, stages
+from sr_bigbatch.hosts.basicsr_predict import candidates, dtype_of
 from sr_bigbatch.options import OptionError, load, override
 
 
@@ -38,7 +39,8 @@ def main() -> int:
     except OptionError as error:
         print(f'{args.opt}: nothing was planned. To be changed:\n{error}', file=sys.stderr)
         return 2
-    found = {size: candidates(opt, size, args.val_size, os.cpu_count() or 1) for size in stages(opt)}
+    sizes = [int(opt['datasets']['train']['gt_size']), *(stage.gt_size for stage in stages_of(opt)[1:])]
+    found = {size: candidates(opt, size, args.val_size, os.cpu_count() or 1) for size in sizes}
     chosen = {size: choose(plans, args.vram * 2**30) for size, plans in found.items()}
     if args.json:
         print(json.dumps({size: plan and vars(plan) for size, plan in chosen.items()}))

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,13 @@ from torch import nn
 from sr_bigbatch.core.audit import table
 from sr_bigbatch.core.batch import StepPlan
 from sr_bigbatch.core.distributed import rank, same_everywhere, world_size
-from sr_bigbatch.core.elastic_plan import ElasticPlan
 from sr_bigbatch.core.memory import usable_bytes
 from sr_bigbatch.core.out_of_memory import is_out_of_memory, release
 from sr_bigbatch.core.planner import Plan
 from sr_bigbatch.core.recovery import PoisonedWeights
-from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.core.report import Event, StepReport
 from sr_bigbatch.core.update import Verdict
-from sr_bigbatch.hosts import basicsr_auto, basicsr_state
+from sr_bigbatch.hosts import basicsr_auto, basicsr_growth, basicsr_state
 from sr_bigbatch.hosts.basicsr_data import set_gt_size
 from sr_bigbatch.hosts.basicsr_events import EventLog
 from sr_bigbatch.hosts.basicsr_losses import HostLosses
@@ -44,8 +41,12 @@ class Accumulating:
         self.current_iter, self.restores = 0, 0
         self.report: StepReport | None = None
         self.events, self.files = EventLog(), list[str]()
+        self.growths: list[str] = []
+        self.idle: list[int] = []  # optimizers whose network was left as it is in the last iteration
         self.budget_bytes = self._budget(opt)
+        self.stage_plans = basicsr_growth.plan_later_stages(opt, self.budget_bytes)
         self.automatic: Plan | None = None
+        self.chooses_micro = opt['train'].get('micro_batch_size') == 'auto'
         if basicsr_auto.is_automatic(opt):
             self.automatic = basicsr_auto.choose_plan(opt, int(opt['datasets']['train']['gt_size']), self.budget_bytes)
             basicsr_auto.fill_in(opt, self.automatic)
@@ -74,13 +75,14 @@ class Accumulating:
             if label != 'net_d':
                 net.to(  # type: ignore[call-overload]
                     memory_format=torch.channels_last)  # a fifth faster; the discriminator is not: docs/memory.md
-        self.first_gt_size = self.gt_size = self.opt['datasets']['train']['gt_size']
         self.first_plan = self._plan()
         self.step = self.build_step(self.first_plan)
         self._refuse_inexact(self.first_plan)
         if self.automatic is not None:
             self.first_plan = rehearse(self, self.automatic, self.budget_bytes)
         self.hooks = [HOOKS.build(dict(settings)) for settings in self.opt.get('custom_hooks') or []]
+        for hook in self.hooks:
+            hook.before_train(self)
 
     def _plan(self: Any) -> StepPlan:
         batch_size, net_d = int(self.opt['datasets']['train']['batch_size_per_gpu']), getattr(self, 'net_d', None)
@@ -115,11 +117,14 @@ class Accumulating:
         batch = {'lq': self.lq, 'gt': self.gt}
         for hook in self.hooks:
             hook.before_train_iter(self, current_iter, batch)
+        self.lq, self.gt = batch['lq'], batch['gt']
         try:
             self.report = self.run_step(current_iter)
         except PoisonedWeights as error:
             self.report = self._restored(str(error))
         self.events.take(current_iter, self.report.events, self.files)
+        self.idle = [index for index, name in enumerate('gd'[:len(self.optimizers)])
+                     if self.report.verdicts.get(name) is Verdict.REFUSED or not self.report.losses]
         if self.report.output is not None:
             self.output = self.report.output
         if self.ema_decay > 0 and self.report.verdicts.get('g') is Verdict.COMMITTED:
@@ -133,12 +138,8 @@ class Accumulating:
 
     def update_learning_rate(self: Any, current_iter: int, warmup_iter: int = -1) -> None:
         """Move the schedules on, but not that of a network whose last step was refused or left out."""
-        schedulers, report = self.schedulers, self.report
-        if report is not None:
-            verdicts = [report.verdicts.get(name) for name in ('g', 'd')]
-            idle = [optimizer for optimizer, verdict in zip(self.optimizers, verdicts, strict=False)
-                    if verdict is Verdict.REFUSED or not report.losses]
-            self.schedulers = [scheduler for scheduler in schedulers if scheduler.optimizer not in idle]
+        schedulers, idle = self.schedulers, [self.optimizers[index] for index in self.idle]
+        self.schedulers = [scheduler for scheduler in schedulers if scheduler.optimizer not in idle]
         super().update_learning_rate(current_iter, warmup_iter)  # type: ignore[misc]
         self.schedulers = schedulers
 
@@ -172,20 +173,31 @@ class Accumulating:
                   for name, wrapper in zip('gd', self.optim_wrappers, strict=False) if self.dtype is torch.float16}
         return OrderedDict({**{name: value.item() for name, value in losses.items()}, **scales, **self.events.values()})
 
-    def set_gt_size(self: Any, gt_size: int) -> None:
-        """Tell the data set the crop size of the stage."""
-        if gt_size != self.gt_size and not set_gt_size(gt_size):
-            raise OptionError(['the crop size cannot change: set datasets.train.type to ProgressivePairedImageDataset'])
-        self.gt_size = gt_size
+    @property
+    def effective_batch(self: Any) -> int:
+        """Images of an iteration, in all processes."""
+        return int(self.opt['datasets']['train']['batch_size_per_gpu']) * world_size()
 
-    def fit_to(self: Any, gt_size: int) -> None:
-        """Shrink the micro-batches for crops of this size; the effective batch stays."""
-        micro = self.first_plan.micro.for_crop(self.first_gt_size, gt_size)
-        if hasattr(self, 'net_d') and batch_norms(self.net_d):
-            micro = replace(micro, discriminator=self.first_plan.micro.discriminator)
-        wanted = replace(self.first_plan, micro=micro)
-        if wanted != self.step.recovery.plan.wanted:
-            self.step.recovery.plan = ElasticPlan(wanted)
+    @property
+    def batches_under_way(self: Any) -> int:
+        """How many batches BasicSR's loaders and prefetchers may have begun before they are asked for."""
+        data = self.opt['datasets']['train']
+        workers = int(data.get('num_worker_per_gpu', 0)) * (1 if self.opt['dist'] else max(1, self.opt['num_gpu']))
+        prefetched = {'cpu': int(data.get('num_prefetch_queue', 1)) + 1, 'cuda': 1}
+        return 2 * workers + prefetched.get(data.get('prefetch_mode'), 0)
+
+    def set_gt_size(self: Any, gt_size: int) -> None:
+        """Tell the data set the crop size that is needed next."""
+        if not set_gt_size(gt_size) and gt_size != self.opt['datasets']['train']['gt_size']:
+            raise OptionError(['the crop size cannot change: set datasets.train.type to ProgressivePairedImageDataset'])
+
+    def enter_stage(self: Any, gt_size: int, batch: dict[str, Any], growth: str, lr_factor: float) -> None:
+        """Make the micro-batches fit crops of this size; the effective batch stays."""
+        if gt_size != self.opt['datasets']['train']['gt_size']:
+            basicsr_growth.replan(self, gt_size)
+
+    def set_fade(self, share: float) -> None:
+        """Nothing: without a discriminator nothing is faded in."""
 
     def save(self: Any, epoch: int, current_iter: int) -> None:
         """Save as BasicSR does, but never weights that are not finite: those go back to the last good ones."""
@@ -214,4 +226,4 @@ class Accumulating:
         basicsr_state.load_our_state(self, resume_state)
         self.current_iter = resume_state['iter'] + 1
         for hook in self.hooks:
-            hook.after_load_checkpoint(self, resume_state)
+            hook.before_train(self)

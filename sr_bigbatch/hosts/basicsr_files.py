@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 import torchvision
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.utils import get_root_logger
+from PIL import Image
+
+from sr_bigbatch.hosts.basicsr_growth import stages_of
 
 _VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
@@ -21,7 +25,7 @@ def file_findings(opt: dict[str, Any]) -> list[str]:
     for phase, dataset in opt['datasets'].items():
         findings += _dataset(dataset, f'datasets.{phase}')
     if not findings:
-        findings += _batch(opt)
+        findings += [*_batch(opt), *_too_small(opt)]
     return findings
 
 
@@ -90,6 +94,37 @@ def _batch(opt: dict[str, Any]) -> Iterable[str]:
         yield (f'datasets.train has {images} images, which fill no batch of {batch} in {processes} process(es), and an '
                'unfilled batch is dropped: add photographs, lower batch_size_per_gpu, or show each image more than once '
                f'an epoch (dataset_enlarge_ratio: {-(-batch * processes // max(images, 1))})')
+
+
+def _too_small(opt: dict[str, Any]) -> Iterable[str]:
+    """A finding for the first photograph that is smaller than the crops of the last stage."""
+    data = opt['datasets']['train']
+    needed = max([int(data['gt_size']), *(stage.gt_size for stage in stages_of(opt))])
+    for name, width, height in _sizes(data):
+        if min(width, height) < needed:
+            yield (f'datasets.train: {name} is {width}x{height} pixels, and crops will be {needed} pixels wide: leave '
+                   'smaller photographs out, cut larger sub-images (tools/prepare_data.py --size), or lower gt_size')
+            return
+
+
+def _sizes(data: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+    """Name, width and height of each ground-truth image of a paired data set; only the head of a file is read."""
+    if data.get('dataroot_gt') is None or data.get('meta_info_file') is not None:
+        return
+    folder = Path(data['dataroot_gt']).expanduser()
+    if data['io_backend']['type'] == 'lmdb':
+        for line in (folder / 'meta_info.txt').read_text().splitlines():
+            match = re.match(r'(\S+) \((\d+),(\d+),\d+\)', line)
+            if match:
+                yield match[1], int(match[3]), int(match[2])
+        return
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and not file.name.startswith('.'):
+            try:
+                with Image.open(file) as image:
+                    yield file.name, image.width, image.height
+            except OSError:
+                continue  # no image: the loader names it
 
 
 def count_images(data: dict[str, Any]) -> int:

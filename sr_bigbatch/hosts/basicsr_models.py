@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from basicsr.models.esrgan_model import ESRGANModel
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
 from sr_bigbatch.core.batch import StepPlan
-from sr_bigbatch.core.growth import add_to_optimizer
 from sr_bigbatch.core.report import StepReport
 from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.core.supervised_step import SupervisedStep
+from sr_bigbatch.hosts import basicsr_growth
 from sr_bigbatch.hosts.basicsr_accumulating import Accumulating
+from sr_bigbatch.hosts.basicsr_state import OURS
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 
 
@@ -65,28 +65,31 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
         return report
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
-        """Load weights as BasicSR does; a growable discriminator first grows to the size of the saved one."""
+        """Load weights as BasicSR does; a growable discriminator grows to the size of the saved one, or that to its own."""
         if isinstance(net, GrowableVGGDiscriminator):
             saved = torch.load(load_path, map_location='cpu', weights_only=True)
-            net.grow_to_match(saved.get(param_key, saved))
+            state = saved.get(param_key, saved)
+            larger = basicsr_growth.enlarged(net, state)
+            if larger is not None:
+                net.load_state_dict(larger.state_dict())
+                return
+            basicsr_growth.grow_to_match(net, state)
         super().load_network(net, load_path, strict, param_key)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Restore the state, with the parameter groups of a discriminator that had grown."""
-        grown = len(resume_state['optimizers'][1]['param_groups']) - 1
-        if grown > 0 and isinstance(self.net_d, GrowableVGGDiscriminator):
-            late = self.net_d.stage_parameters()[-grown:]
-            ids = {id(parameter) for stage in late for parameter in stage}
-            first = self.optimizer_d.param_groups[0]
-            first['params'] = [parameter for parameter in first['params'] if id(parameter) not in ids]
-            for stage in late:
-                add_to_optimizer(self.optimizer_d, self.schedulers, stage)
+        groups = len(resume_state['optimizers'][1]['param_groups'])
+        self.growths = resume_state.get(OURS, {}).get('growths', ['append'] * (groups - 1))
+        if self.growths:
+            basicsr_growth.regroup(self)
         super().resume_training(resume_state)
 
-    def fit_to(self, gt_size: int) -> None:
-        """Grow the discriminator and shrink the micro-batches for crops of this size; the effective batch stays."""
-        if isinstance(self.net_d, GrowableVGGDiscriminator):
-            while self.net_d.input_size < gt_size:
-                add_to_optimizer(self.optimizer_d, self.schedulers, self.net_d.grow())
-                get_root_logger().info(f'The discriminator has grown to {self.net_d.input_size} px.')
-        super().fit_to(gt_size)
+    def enter_stage(self, gt_size: int, batch: dict[str, Any], growth: str, lr_factor: float) -> None:
+        """Let the discriminator grow and the micro-batches shrink; the effective batch stays."""
+        basicsr_growth.grow_discriminator(self, gt_size, batch, growth, lr_factor)
+        super().enter_stage(gt_size, batch, growth, lr_factor)
+
+    def set_fade(self, share: float) -> None:
+        """How much a prepended stage of the discriminator counts."""
+        if getattr(self.net_d, 'prepended', 0):
+            self.net_d.set_fade(share)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,14 @@ from basicsr.models import lr_scheduler
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY, Registry
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sr_bigbatch.core.growth import parse_stages
+from sr_bigbatch.core.distributed import world_size
+from sr_bigbatch.core.growth import Stage, parse_stages
 from sr_bigbatch.hosts.basicsr_plan import inexact, read_plan
 from sr_bigbatch.hosts.mmengine_optim import DTYPES
+from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
+from sr_bigbatch.nets.vgg_growth import grow
 from sr_bigbatch.options import did_you_mean, unknown_keys
 
 OUR_MODELS = ('AccumulatingSRModel', 'AccumulatingESRGANModel')
@@ -33,20 +37,54 @@ def part_findings(opt: dict[str, Any]) -> Iterable[str]:
         where = f'custom_hooks[{index}]'
         yield from _built(hook, where, HOOKS.get)
         if isinstance(hook, dict) and hook.get('type') == 'ProgressiveResolutionHook':
-            yield from _stages(hook, where, opt['datasets']['train'])
+            yield from _stages(hook, where, opt)
     yield from _training_parts(opt['train'])
 
 
-def _stages(hook: dict[str, Any], where: str, data: dict[str, Any]) -> Iterable[str]:
+def _stages(hook: dict[str, Any], where: str, opt: dict[str, Any]) -> Iterable[str]:
+    data, scale = opt['datasets']['train'], opt['scale']
     try:
-        first = parse_stages(hook.get('stages', []))[0]
-    except (TypeError, ValueError) as error:
+        HOOKS.build(dict(hook))
+        stages = parse_stages(hook['stages'], int(data['batch_size_per_gpu']) * world_size())
+    except (KeyError, TypeError, ValueError) as error:
         yield f'{where}: {error}'
         return
-    if first.gt_size != data['gt_size']:
-        yield f'{where}: the first stage has gt_size {first.gt_size} but datasets.train.gt_size is {data["gt_size"]}'
+    if stages[0].gt_size != data['gt_size']:
+        yield f'{where}: the first stage has gt_size {stages[0].gt_size} but datasets.train.gt_size is {data["gt_size"]}'
+    yield from (f'{where}: gt_size {stage.gt_size} is no multiple of scale {scale}'
+                for stage in stages if stage.gt_size % scale)
     if data['type'] == 'PairedImageDataset':
         yield f'{where}: crops can only grow if datasets.train.type is ProgressivePairedImageDataset'
+    if opt.get('network_d') and len(stages) > 1:
+        yield from _judges_all(opt['network_d'], hook.get('growth', 'append'), stages, where)
+
+
+def _judges_all(network_d: dict[str, Any], way: str, stages: Sequence[Stage], where: str) -> Iterable[str]:
+    """A finding for the first stage whose crops the discriminator does not judge."""
+    kind = network_d.get('type')
+    try:
+        with torch.device('meta'):
+            net_d = construct_network(network_d)
+    except (TypeError, ValueError, AssertionError):
+        return  # build_findings says why
+    for stage in stages[1:]:
+        try:
+            if isinstance(net_d, GrowableVGGDiscriminator):
+                while net_d.input_size < stage.gt_size:
+                    grow(net_d, way)
+            else:
+                _judge(network_d, stage.gt_size)
+        except (ValueError, AssertionError, RuntimeError) as error:
+            instead = '' if kind == 'GrowableVGGDiscriminator' else (
+                '. GrowableVGGDiscriminator grows, and loads the weights of VGGStyleDiscriminator (norm: batch)')
+            reason = str(error).split('\n')[0]
+            yield f'{where}: {kind} does not judge crops of {stage.gt_size} px: {reason}{instead}'
+            return
+
+
+def _judge(network_d: dict[str, Any], size: int) -> None:
+    with FakeTensorMode():
+        construct_network(network_d)(torch.empty(2, network_d.get('num_in_ch', 3), size, size))
 
 
 def _training_parts(train: dict[str, Any]) -> Iterable[str]:

@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
 from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
-from sr_bigbatch.core.growth import parse_stages
 from sr_bigbatch.core.live_bytes import Flops, LiveBytes, tensors_of
 from sr_bigbatch.core.planner import Model, Plan, Run, fake_update, fit, plans, watch, without_values
 from sr_bigbatch.core.replay import batch_norms
@@ -47,7 +46,7 @@ class _Parts:
         self.opt, self.gt_size, train = opt, gt_size, opt['train']
         self.dtype = dtype_of(opt)
         self.net_g = construct_network(opt['network_g'])
-        self.net_d = construct_network(_for_size(opt['network_d'], gt_size)) if opt.get('network_d') else None
+        self.net_d = construct_network(_for_size(opt, gt_size)) if opt.get('network_d') else None
         self.ema = construct_network(opt['network_g']) if train.get('ema_decay') else None
         with _without_vgg_weights():
             self.criteria: dict[str, nn.Module | None] = {
@@ -64,8 +63,14 @@ class _Parts:
         return tensors_of(self.net_g, self.net_d, self.ema, *self.criteria.values())
 
 
-def _for_size(network_d: dict[str, Any], gt_size: int) -> dict[str, Any]:
-    return {**network_d, 'input_size': gt_size} if 'input_size' in network_d else network_d
+def _for_size(opt: dict[str, Any], gt_size: int) -> dict[str, Any]:
+    """The options of the discriminator that judges crops of this size."""
+    network_d: dict[str, Any] = opt['network_d']
+    if 'input_size' not in network_d:
+        return network_d
+    ways = {hook.get('growth') for hook in opt.get('custom_hooks') or []}
+    prepended = {'prepended': (gt_size // network_d['input_size']).bit_length() - 1} if 'prepend' in ways else {}
+    return {**network_d, 'input_size': gt_size, **prepended}
 
 
 @contextmanager
@@ -187,12 +192,3 @@ def candidates(opt: dict[str, Any], gt_size: int, val_size: int, processes: int 
     validation = float(validation_peak(opt, val_size))
     return [replace(plan, peak={**plan.peak, 'validate': validation})
             for plan in plans(models, baseline_flops(opt, gt_size))]
-
-
-def stages(opt: dict[str, Any]) -> list[int]:
-    """Crop sizes of a run, in their order."""
-    sizes = [int(opt['datasets']['train']['gt_size'])]
-    for hook in opt.get('custom_hooks') or []:
-        if hook['type'] == 'ProgressiveResolutionHook':
-            sizes += [stage.gt_size for stage in parse_stages(hook['stages'])[1:]]
-    return sizes

@@ -38,7 +38,8 @@ def not_finite(model: Any) -> list[str]:
 def our_state(model: Any) -> dict[str, Any]:
     """What our models know beyond BasicSR's."""
     return {'loss_scales': [wrapper.safe_update.loss_scale.state_dict() for wrapper in model.optim_wrappers],
-            'precision': model.step.recovery.precision.state_dict(), 'events': model.events.state_dict()}
+            'precision': model.step.recovery.precision.state_dict(), 'events': model.events.state_dict(),
+            'growths': list(model.growths), 'idle': list(model.idle)}
 
 
 def load_our_state(model: Any, state: dict[str, Any]) -> None:
@@ -50,6 +51,7 @@ def load_our_state(model: Any, state: dict[str, Any]) -> None:
         wrapper.safe_update.loss_scale.load_state_dict(scale)
     model.step.recovery.precision.load_state_dict(ours['precision'])
     model.events.load_state_dict(ours['events'])
+    model.idle = list(ours.get('idle', ()))
 
 
 def save_networks(path: Path, nets: dict[str, nn.Module]) -> None:
@@ -88,6 +90,10 @@ def return_to_last_good(model: Any, reason: str) -> int:
         raise GaveUp(f'{reason}: {why}')
     models = Path(model.opt['path']['models'])
     state = torch.load(folder / f'{saved[0]}.state', map_location='cpu', weights_only=True)
+    if any(len(optimizer.param_groups) != len(content['param_groups'])
+           for optimizer, content in zip(model.optimizers, state['optimizers'], strict=True)):
+        raise GaveUp(f'{reason}: the newest save, of iteration {saved[0]}, is from before the discriminator grew; go on '
+                     'from it with --auto_resume')
     for label, net in networks(model).items():
         file = models / f'{label.removesuffix("_ema")}_{saved[0]}.pth'
         model.load_network(net, str(file), True, 'params_ema' if label == 'net_g_ema' else 'params')

@@ -8,14 +8,11 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.data import build_dataloader, build_dataset
-from basicsr.data.data_sampler import EnlargedSampler
-from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models import build_model
 from basicsr.utils import (
     MessageLogger,
@@ -36,6 +33,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sr_bigbatch.core.distributed import rank, world_size
 from sr_bigbatch.core.memory import peak_bytes
 from sr_bigbatch.hosts.basicsr_files import say_which_vgg
+from sr_bigbatch.hosts.basicsr_growth import crop_sizes
+from sr_bigbatch.hosts.basicsr_loader import BatchOrder, seed_everything, training_loader
 from sr_bigbatch.hosts.basicsr_pictures import draw_run
 
 LOG_FILE = 'train_log.jsonl'
@@ -53,20 +52,23 @@ def train(opt: dict[str, Any], option_file: str) -> None:
     resume_state = _resume_state(opt)
     tb_logger = _open_experiment(opt, option_file, fresh=resume_state is None)
     logger = get_root_logger()
-    loader, sampler, val_loaders = _loaders(opt)
+    loader, order, val_loaders = _loaders(opt)
     model = build_model(opt)
-    epoch, iteration = 0, 0
+    iteration = 0
     if resume_state is not None:
         model.resume_training(resume_state)
-        epoch, iteration = resume_state['epoch'], resume_state['iter']
-        logger.info(f'Resuming training from epoch: {epoch}, iter: {iteration}.')
+        iteration = order.iteration = resume_state['iter']
+        logger.info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
     run = _Run(opt, model, val_loaders, tb_logger, iteration)
     if iteration == 0 and (opt.get('val') or {}).get('val_at_start'):
         run.validate(0)
     started = time.time()
     with logging_redirect_tqdm([logger]), run.bar:
-        for now, iteration, batch, waited in _batches(opt, loader, sampler, epoch, iteration):  # noqa: B020
-            run.one(now, iteration, batch, waited)
+        batches = iter(loader) if iteration < opt['train']['total_iter'] else iter(())
+        for iteration in range(iteration + 1, opt['train']['total_iter'] + 1):  # noqa: B020
+            waiting = time.perf_counter()
+            batch = next(batches)
+            run.one((iteration - 1) // order.per_epoch, iteration, batch, time.perf_counter() - waiting)
     logger.info(f'End of training after {time.time() - started:.0f} s. Save the latest model.')
     model.save(epoch=-1, current_iter=-1)
     run.validate(iteration)
@@ -132,39 +134,18 @@ def _open_experiment(opt: dict[str, Any], option_file: str, fresh: bool) -> Any:
     return init_tb_logger(log_dir=str(tb_folder)) if writes_tb else None
 
 
-def _loaders(opt: dict[str, Any]) -> tuple[Any, EnlargedSampler, list[Any]]:
-    sampler, loader, val_loaders = None, None, []
+def _loaders(opt: dict[str, Any]) -> tuple[Any, BatchOrder, list[Any]]:
+    train, val_loaders = opt['datasets']['train'], []
+    dataset, sizes = build_dataset(train), crop_sizes(opt)
+    order = BatchOrder(len(dataset), int(train['batch_size_per_gpu']), opt['manual_seed'],
+                       train.get('dataset_enlarge_ratio', 1), sizes)
+    loader = training_loader(dataset, train, order, pin_memory=opt['num_gpu'] > 0)
+    get_root_logger().info(f'{len(dataset)} training images, {order.per_epoch} iterations an epoch, '
+                           f'{math.ceil(opt["train"]["total_iter"] / order.per_epoch)} epochs.')
     for phase, settings in opt['datasets'].items():
-        dataset = build_dataset(settings)
-        if phase == 'train':
-            sampler = EnlargedSampler(dataset, opt['world_size'], opt['rank'], settings.get('dataset_enlarge_ratio', 1))
-            loader = build_dataloader(dataset, settings, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=sampler,
-                                      seed=opt['manual_seed'])
-            get_root_logger().info(f'{len(dataset)} training images, {len(loader)} iterations an epoch, '
-                                   f'{math.ceil(opt["train"]["total_iter"] / max(1, len(loader)))} epochs.')
-        else:
-            val_loaders.append(build_dataloader(dataset, settings, num_gpu=opt['num_gpu'], dist=opt['dist']))
-    return loader, sampler, val_loaders
-
-
-def _batches(opt: dict[str, Any], loader: Any, sampler: EnlargedSampler, epoch: int, iteration: int,
-             ) -> Iterator[tuple[int, int, dict[str, Any], float]]:
-    """Yield epoch, iteration, batch and the seconds that were spent waiting for it, until ``total_iter``."""
-    cuda = opt['datasets']['train'].get('prefetch_mode') == 'cuda' and opt['num_gpu'] > 0
-    prefetcher = CUDAPrefetcher(loader, opt) if cuda else CPUPrefetcher(loader)
-    while True:
-        sampler.set_epoch(epoch)
-        prefetcher.reset()
-        while True:
-            waiting = time.perf_counter()
-            if iteration >= opt['train']['total_iter']:
-                return
-            batch = prefetcher.next()
-            if batch is None:
-                break
-            iteration += 1
-            yield epoch, iteration, batch, time.perf_counter() - waiting
-        epoch += 1
+        if phase != 'train':
+            val_loaders.append(build_dataloader(build_dataset(settings), settings, num_gpu=opt['num_gpu'], dist=opt['dist']))
+    return loader, order, val_loaders
 
 
 class _Run:
@@ -182,6 +163,7 @@ class _Run:
 
     def one(self, epoch: int, iteration: int, batch: dict[str, Any], waited: float) -> None:
         """Make one iteration and what is due after it."""
+        seed_everything(self.opt['manual_seed'] + iteration * world_size() + rank())  # a resumed run draws the same numbers
         self.model.update_learning_rate(iteration, warmup_iter=self.opt['train'].get('warmup_iter', -1))
         self.model.feed_data(batch)
         self.model.optimize_parameters(iteration)

@@ -124,8 +124,6 @@ def test_a_state_of_basicsr_itself_still_resumes(opt, built, tmp_path):
 
 
 def test_a_run_with_events_tells_them_in_its_log_and_its_picture(opt, tmp_path, monkeypatch):
-    # BasicSR adds the log file only to a logger that it has not set up before in this process.
-    monkeypatch.setattr(logger, 'initialized_logger', {})
     opt['train']['optim_wrapper'] = {'type': 'OverflowSafeOptimWrapper', 'dtype': 'float16'}
     dataset = type(build_dataset({**opt['datasets']['train'], 'phase': 'train', 'scale': 4}))
     original, seen = dataset.__getitem__, []
@@ -138,6 +136,8 @@ def test_a_run_with_events_tells_them_in_its_log_and_its_picture(opt, tmp_path, 
         return sample
 
     monkeypatch.setattr(dataset, '__getitem__', bad)
+    # BasicSR adds the log file only to a logger that it has not set up before in this process.
+    monkeypatch.setattr(logger, 'initialized_logger', {})
     assert run_train(opt, tmp_path, monkeypatch) == 0
     folder = tmp_path / 'experiments' / 'quickstart'
     records = [json.loads(line) for line in (folder / 'train_log.jsonl').read_text().splitlines()]

@@ -61,35 +61,3 @@ def test_unknown_norm_and_wrong_image_are_refused():
         GrowableVGGDiscriminator(norm='layer')
     with pytest.raises(ValueError, match='judges 32x32 images, got 64x64'):
         GrowableVGGDiscriminator(3, 8, 32)(torch.rand(1, 3, 64, 64))
-
-
-def test_a_grown_discriminator_has_the_keys_of_basicsrs_larger_one():
-    net = GrowableVGGDiscriminator(3, 8, 128, 'batch')
-    kept = {key: value.clone() for key, value in net.state_dict().items()}
-    new = net.grow()
-    assert len(new) == 6  # two convolutions without bias, two BatchNorms
-    host = VGGStyleDiscriminator(3, 8, 256)
-    host.load_state_dict(net.state_dict(), strict=True)
-    assert all(torch.equal(net.state_dict()[key], value) for key, value in kept.items())
-
-
-def test_the_new_stage_starts_as_an_average_of_what_comes_in():
-    net = GrowableVGGDiscriminator(3, 8, 64, 'none')
-    net.grow()
-    features = torch.rand(2, 64, 8, 8)  # positive, so that the activations pass them
-    for part in range(2):
-        features_in, features = features, torch.nn.functional.leaky_relu(getattr(net, f'conv4_{part}')(features), 0.2)
-    torch.testing.assert_close(features, torch.nn.functional.avg_pool2d(features_in, 2))
-
-
-def test_the_smallest_cannot_grow_and_says_from_where_one_can():
-    with pytest.raises(ValueError, match='start at 64 px or more'):
-        GrowableVGGDiscriminator(3, 8, 32).grow()
-
-
-def test_it_grows_to_match_a_saved_one():
-    large = GrowableVGGDiscriminator(3, 8, 256)
-    net = GrowableVGGDiscriminator(3, 8, 64)
-    net.grow_to_match(large.state_dict())
-    net.load_state_dict(large.state_dict(), strict=True)
-    assert [len(stage) for stage in net.stage_parameters()] == [5, *[6] * 5]
