@@ -11,8 +11,8 @@ from .precision import widen
 
 def flag(values: Tensor) -> Tensor:
     """A scalar on the device of ``values``: whether all of them are finite. Nobody waits for it."""
-    # The sum is one pass over the memory; in float32 no sum of 16-bit values in the range of images overflows.
-    return torch.isfinite(values.detach().sum(dtype=torch.float64 if values.dtype == torch.float64 else torch.float32))
+    # The sum is one pass over the memory; only in float16 could a sum overflow whose terms are in the range of images.
+    return torch.isfinite(values.detach().sum(dtype=torch.float32 if values.dtype is torch.float16 else values.dtype))
 
 
 def spoil_unless_finite(factor: float, *values: Tensor) -> Tensor:

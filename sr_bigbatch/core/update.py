@@ -87,8 +87,11 @@ class SafeUpdate:
     def is_doomed(self) -> bool:
         """Whether the gradient accumulated so far is known to be lost. On a GPU known late, and without waiting for it.
 
-        Looks at the parameter that gradients reach last: an overflow in a backward pass reaches it, too.
+        Looks at the parameter that gradients reach last: an overflow in a backward pass reaches it, too. Looks only while
+        the scale can be lowered; where it cannot, an overflow is too rare to look for it before the end.
         """
+        if self.scale <= self.loss_scale.floor:
+            return False
         last = self.optimizer.param_groups[0]['params'][0].grad
         return last is not None and self._late.is_false(flag(last))
 
