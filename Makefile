@@ -1,14 +1,18 @@
 # make train : everything from nothing to a trained model on the bundled photographs
+# make progressive : the same with crops and discriminator that grow in mid-run
 # make test  : everything from nothing to passed tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test slow lint clean
+.PHONY: train progressive test slow lint clean
 
 train: $(VENV)/ready datasets/bundled/ready
 	$(BIN)/python tools/train.py -opt options/quickstart.yml
+
+progressive: $(VENV)/ready datasets/bundled/ready
+	$(BIN)/python tools/train.py -opt options/progressive_quickstart.yml
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest

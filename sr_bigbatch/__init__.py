@@ -15,9 +15,10 @@ def install() -> None:
     has_mmengine = importlib.util.find_spec('mmengine') is not None
     if has_mmengine:
         importlib.import_module('sr_bigbatch.hosts.mmengine_optim')
-        importlib.import_module('sr_bigbatch.hosts.mmengine_hook')
-    if has_mmengine and importlib.util.find_spec('basicsr') is not None:
         importlib.import_module('sr_bigbatch.hosts.compat').mend_torchvision()
+        importlib.import_module('sr_bigbatch.hosts.mmengine_hook')
+        importlib.import_module('sr_bigbatch.hosts.mmengine_model')
+    if has_mmengine and importlib.util.find_spec('basicsr') is not None:
         importlib.import_module('sr_bigbatch.hosts.basicsr_archs')
         importlib.import_module('sr_bigbatch.hosts.basicsr_data')
         importlib.import_module('sr_bigbatch.hosts.basicsr_models')

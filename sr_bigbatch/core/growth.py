@@ -94,7 +94,7 @@ def add_to_optimizer(optimizer: torch.optim.Optimizer, schedulers: Sequence[Any]
 
     Args:
         optimizer: of the network that has grown.
-        schedulers: of all networks; those of other optimizers are left alone.
+        schedulers: torch's or mmengine's, of all networks; those of other optimizers are left alone.
         parameters: the new ones.
         lr_factor: their learning rate over that of the others.
     """
@@ -104,8 +104,9 @@ def add_to_optimizer(optimizer: torch.optim.Optimizer, schedulers: Sequence[Any]
             template[key] *= lr_factor
     optimizer.add_param_group({**template, 'params': list(parameters)})
     for scheduler in schedulers:
-        if scheduler.optimizer is optimizer:
-            scheduler.base_lrs.append(template.get('initial_lr', template['lr']))
+        if getattr(scheduler.optimizer, 'optimizer', scheduler.optimizer) is optimizer:
+            known = scheduler.base_lrs if hasattr(scheduler, 'base_lrs') else scheduler.base_values
+            known.append(template.get('initial_lr', template['lr']))
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Growth:
 
 
 @torch.no_grad()
-def measure(net_d: nn.Module, grow: Callable[[], Any], real: Tensor, fake: Tensor, way: str) -> Growth:
+def measure(net_d: nn.Module, grow: Callable[[Tensor], Any], real: Tensor, fake: Tensor, way: str) -> Growth:
     """Let a discriminator grow, and compare what it thinks before and after.
 
     Before, it judges what the grown one will see of the same images: halved ones for ``prepend``, whose logit is then to
@@ -136,7 +137,7 @@ def measure(net_d: nn.Module, grow: Callable[[], Any], real: Tensor, fake: Tenso
 
     Args:
         net_d: the discriminator, in the mode of which it is left.
-        grow: makes it judge images of twice the size.
+        grow: makes it judge images of twice the size, like those that it is given.
         real: (M, C, 2S, 2S)
         fake: generated images of the same shape.
         way: ``append`` or ``prepend``.
@@ -148,7 +149,7 @@ def measure(net_d: nn.Module, grow: Callable[[], Any], real: Tensor, fake: Tenso
     training = net_d.training
     before = torch.stack([_logits(net_d.eval(), view) for view in views]).mean(0)
     net_d.train(training)
-    grow()
+    grow(images)
     after = _logits(net_d.eval(), images)
     net_d.train(training)
     gaps = [float(logits[:len(real)].mean() - logits[len(real):].mean()) for logits in (before, after)]

@@ -22,8 +22,8 @@ from sr_bigbatch.core.update import Verdict
 from sr_bigbatch.hosts import basicsr_auto, basicsr_growth, basicsr_state
 from sr_bigbatch.hosts.basicsr_data import set_gt_size
 from sr_bigbatch.hosts.basicsr_events import EventLog
-from sr_bigbatch.hosts.basicsr_losses import HostLosses
 from sr_bigbatch.hosts.basicsr_plan import audit, read_plan, rehearse
+from sr_bigbatch.hosts.host_losses import HostLosses
 from sr_bigbatch.options import OptionError
 
 _WRAPPER = {'type': 'OverflowSafeOptimWrapper', 'dtype': 'float32'}

@@ -8,10 +8,12 @@ from typing import Any
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
+from mmengine.registry import DATASETS
 
 _alive: weakref.WeakSet[ProgressivePairedImageDataset] = weakref.WeakSet()
 
 
+@DATASETS.register_module()
 @DATASET_REGISTRY.register()
 class ProgressivePairedImageDataset(PairedImageDataset):  # type: ignore[misc]
     """BasicSR's ``PairedImageDataset`` with the crop size in memory that all worker processes share.
@@ -19,11 +21,12 @@ class ProgressivePairedImageDataset(PairedImageDataset):  # type: ignore[misc]
     All samples of a batch have one size: the one that was set when a worker began to load the batch.
 
     Args:
-        opt: the options of ``PairedImageDataset``; ``gt_size`` is the first crop size, in pixels.
+        opt: the options of ``PairedImageDataset``; ``gt_size`` is the first crop size, in pixels. Under mmengine, too.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__(opt)
+        self.first_gt_size = opt.get('gt_size')
         self._gt_size = multiprocessing.Value('i', int(opt['gt_size']) if opt['phase'] == 'train' else 0)
         if opt['phase'] == 'train':
             _alive.add(self)

@@ -6,23 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor
 
 from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
-from sr_bigbatch.core.distributed import rank, world_size
+from sr_bigbatch.core.distributed import world_size
 from sr_bigbatch.core.elastic_plan import ElasticPlan
-from sr_bigbatch.core.growth import Growth, Stage, add_to_optimizer, measure, parse_stages, stage_at
+from sr_bigbatch.core.growth import Stage, parse_stages, stage_at
 from sr_bigbatch.core.planner import Plan
 from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.hosts.basicsr_auto import choose_plan, is_automatic
 from sr_bigbatch.nets.rrdb import POLICIES, CheckpointedRRDBNet
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
-from sr_bigbatch.nets.vgg_growth import grow, grown_parameters, shape_of
+from sr_bigbatch.nets.vgg_growth import grow, shape_of
 from sr_bigbatch.options import OptionError
-
-_LOOKED_AT = 8  # real and as many generated images, by which a growth is measured
 
 
 def stages_of(opt: dict[str, Any]) -> tuple[Stage, ...]:
@@ -90,50 +87,6 @@ def replan(model: Any, gt_size: int) -> None:
     get_root_logger().info(f'Crops of {gt_size} px, effective batch {model.effective_batch}. Samples at a time: generator '
                            f'{plan.micro.generator}, losses {plan.micro.perceptual}, discriminator '
                            f'{plan.micro.discriminator}. Generator graphs kept: {plan.kept_graphs}.')
-
-
-def grow_discriminator(model: Any, gt_size: int, batch: dict[str, Tensor], way: str, lr_factor: float) -> None:
-    """Let the discriminator of a model grow until it judges crops of this size, and say what became of its judgement.
-
-    Args:
-        model: one of our models with a discriminator.
-        gt_size: of the crops, in pixels.
-        batch: the first of them, ``lq`` and ``gt``.
-        way: ``append`` or ``prepend``.
-        lr_factor: learning rate of the new parameters over that of the others.
-    """
-    while isinstance(model.net_d, GrowableVGGDiscriminator) and model.net_d.input_size < gt_size:
-        growth = _grow_once(model, batch, way, lr_factor)
-        model.growths.append(way)
-        get_root_logger().info(f'The discriminator has grown to {model.net_d.input_size} px ({way}): {growth}.')
-
-
-def _grow_once(model: Any, batch: dict[str, Tensor], way: str, lr_factor: float) -> Growth:
-    size, scale = 2 * model.net_d.input_size, model.opt['scale']
-    lq, gt = (batch[name][:_LOOKED_AT, ..., :width, :width].to(model.device)
-              for name, width in (('lq', size // scale), ('gt', size)))
-    with torch.no_grad():
-        fake = torch.cat([model.net_g(image[None]) for image in lq])
-    images = torch.cat([gt, fake])
-    if rank() != 0:  # rank 0's images decide for all
-        images = torch.empty_like(images)
-    if torch.distributed.is_initialized():
-        torch.distributed.broadcast(images, 0)
-
-    def change() -> None:
-        add_to_optimizer(model.optimizer_d, model.schedulers, grow(model.net_d, way, images), lr_factor)
-
-    return measure(model.net_d, change, images[:len(gt)], images[len(gt):], way)
-
-
-def regroup(model: Any) -> None:
-    """Give the parameters of past growths the groups of their own that they had in the saved optimizer."""
-    optimizer, first = model.optimizer_d, model.optimizer_d.param_groups[0]
-    groups = grown_parameters(model.net_d, model.growths)
-    late = {id(parameter) for group in groups for parameter in group}
-    first['params'] = [parameter for parameter in first['params'] if id(parameter) not in late]
-    for group in groups:
-        add_to_optimizer(optimizer, model.schedulers, group)
 
 
 def enlarged(net: GrowableVGGDiscriminator, state: dict[str, Tensor]) -> GrowableVGGDiscriminator | None:

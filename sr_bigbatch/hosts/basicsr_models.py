@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from basicsr.models.esrgan_model import ESRGANModel
 from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
@@ -17,6 +18,7 @@ from sr_bigbatch.hosts import basicsr_growth
 from sr_bigbatch.hosts.basicsr_accumulating import Accumulating
 from sr_bigbatch.hosts.basicsr_state import OURS
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
+from sr_bigbatch.nets.vgg_growth import grow_to, regroup
 
 
 @MODEL_REGISTRY.register()
@@ -80,13 +82,16 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
         """Restore the state, with the parameter groups of a discriminator that had grown."""
         groups = len(resume_state['optimizers'][1]['param_groups'])
         self.growths = resume_state.get(OURS, {}).get('growths', ['append'] * (groups - 1))
-        if self.growths:
-            basicsr_growth.regroup(self)
+        regroup(self.net_d, self.optimizer_d, self.schedulers, self.growths)
         super().resume_training(resume_state)
 
     def enter_stage(self, gt_size: int, batch: dict[str, Any], growth: str, lr_factor: float) -> None:
         """Let the discriminator grow and the micro-batches shrink; the effective batch stays."""
-        basicsr_growth.grow_discriminator(self, gt_size, batch, growth, lr_factor)
+        if isinstance(self.net_d, GrowableVGGDiscriminator):
+            for line in grow_to(self.net_g, self.net_d, self.optimizer_d, self.schedulers, batch, gt_size, growth,
+                                lr_factor):
+                self.growths.append(growth)
+                get_root_logger().info(line)
         super().enter_stage(gt_size, batch, growth, lr_factor)
 
     def set_fade(self, share: float) -> None:

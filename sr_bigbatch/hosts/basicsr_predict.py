@@ -26,8 +26,8 @@ from sr_bigbatch.core.planner import Model, Plan, Run, fake_update, fit, plans, 
 from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.core.supervised_step import SupervisedStep
-from sr_bigbatch.hosts.basicsr_losses import HostLosses
 from sr_bigbatch.hosts.basicsr_parts import construct_network
+from sr_bigbatch.hosts.host_losses import HostLosses
 from sr_bigbatch.hosts.mmengine_optim import DTYPES
 from sr_bigbatch.nets.rrdb import POLICIES
 

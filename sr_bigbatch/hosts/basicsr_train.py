@@ -33,9 +33,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sr_bigbatch.core.distributed import rank, world_size
 from sr_bigbatch.core.memory import peak_bytes
 from sr_bigbatch.hosts.basicsr_files import say_which_vgg
-from sr_bigbatch.hosts.basicsr_growth import crop_sizes
+from sr_bigbatch.hosts.basicsr_growth import crop_sizes, stages_of
 from sr_bigbatch.hosts.basicsr_loader import BatchOrder, seed_everything, training_loader
 from sr_bigbatch.hosts.basicsr_pictures import draw_run
+from sr_bigbatch.hosts.basicsr_progress_pictures import draw_progress
 
 LOG_FILE = 'train_log.jsonl'
 
@@ -75,7 +76,11 @@ def train(opt: dict[str, Any], option_file: str) -> None:
     if tb_logger:
         tb_logger.close()
     if rank() == 0 and val_loaders:
-        for picture in draw_run(model, val_loaders[0], Path(opt['path']['experiments_root']), opt['scale']):
+        folder = Path(opt['path']['experiments_root'])
+        pictures = draw_run(model, val_loaders[0], folder, opt['scale'])
+        if stages_of(opt):
+            pictures.append(draw_progress([folder], folder / 'progressive.png'))
+        for picture in pictures:
             logger.info(f'Picture: {picture}')
 
 
@@ -157,8 +162,7 @@ class _Run:
         self.messages.max_iters += 1  # BasicSR's ETA is one iteration short: below zero at the last one
         self.bar = tqdm(total=opt['train']['total_iter'], initial=iteration, unit='it', dynamic_ncols=True,
                         disable=rank() != 0 or not sys.stderr.isatty())
-        self.images = opt['datasets']['train']['batch_size_per_gpu'] * world_size()
-        self.since, self.waited, self.count = time.perf_counter(), 0.0, 0
+        self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
         self.log_file = Path(opt['path']['experiments_root']) / LOG_FILE
 
     def one(self, epoch: int, iteration: int, batch: dict[str, Any], waited: float) -> None:
@@ -170,6 +174,7 @@ class _Run:
         for event in getattr(getattr(self.model, 'report', None), 'events', ()):
             self._write({'iter': iteration, 'event': event.kind, 'part': event.part, 'text': event.text})
         self.waited, self.count = self.waited + waited, self.count + 1
+        self.images += len(self.model.lq) * world_size()
         self.bar.update()
         settings, last = self.opt['logger'], iteration == self.opt['train']['total_iter']
         if iteration % settings['print_freq'] == 0 or last:
@@ -184,14 +189,15 @@ class _Run:
     def _log(self, epoch: int, iteration: int) -> None:
         losses, rates = self.model.get_current_log(), self.model.get_current_learning_rate()
         seconds = (time.perf_counter() - self.since) / self.count
-        speed = {'images_per_s': self.images / seconds, 'peak_gb': peak_bytes(self.model.device) / 1e9}
+        speed = {'images_per_s': self.images / self.count / seconds, 'peak_gb': peak_bytes(self.model.device) / 1e9}
         self.bar.set_postfix({'images/s': f'{speed["images_per_s"]:.1f}', 'lr': f'{rates[0]:.1e}',
                               'peak GB': f'{speed["peak_gb"]:.1f}',
                               **{name: f'{value:.3g}' for name, value in losses.items() if name.startswith('l_')}})
         self.messages({'epoch': epoch, 'iter': iteration, 'lrs': rates, 'time': seconds,
                        'data_time': self.waited / self.count, **losses, **speed})
-        self._write({'iter': iteration, 'epoch': epoch, 'lr': rates[0], **losses, **speed})
-        self.since, self.waited, self.count = time.perf_counter(), 0.0, 0
+        shown = {'batch': len(self.model.lq) * world_size(), 'gt_size': self.model.gt.shape[-1]}
+        self._write({'iter': iteration, 'epoch': epoch, 'lr': rates[0], **losses, **speed, **shown})
+        self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
 
     def validate(self, iteration: int) -> None:
         """Validate on every validation set and write down the metrics."""

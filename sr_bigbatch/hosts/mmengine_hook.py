@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from sr_bigbatch.core.growth import Stage, border_before, cut, parse_stages, stage_at
+from sr_bigbatch.hosts.mmengine_growth import RunnerTraining
 from sr_bigbatch.nets.vgg_growth import WAYS
 
 
@@ -23,10 +24,14 @@ class Growing(Protocol):
         optimizers: of all networks.
     """
 
-    current_iter: int
-    effective_batch: int
-    batches_under_way: int
-    optimizers: Sequence[torch.optim.Optimizer]
+    @property
+    def current_iter(self) -> int: ...  # noqa: D102
+    @property
+    def effective_batch(self) -> int: ...  # noqa: D102
+    @property
+    def batches_under_way(self) -> int: ...  # noqa: D102
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]: ...  # noqa: D102
 
     def set_gt_size(self, gt_size: int) -> None:
         """Have the data loader cut crops of this size from now on; batches under way keep theirs."""
@@ -145,10 +150,14 @@ class ProgressiveResolutionHook(Hook):  # type: ignore[misc]
             for group, rate in self._rates:
                 group['lr'] = rate * iterations / (self.warmup_iters + 1)
 
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Have a Runner's checkpoint remember how the discriminator has grown."""
+        RunnerTraining(runner).remember(checkpoint)
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Let a Runner's discriminator grow to what the checkpoint holds."""
+        RunnerTraining(runner).recall(checkpoint)
+
     @staticmethod
     def _training(runner: Any) -> Growing:
-        training = runner if isinstance(runner, Growing) else getattr(runner, 'model', None)
-        if not isinstance(training, Growing):
-            raise TypeError(f'ProgressiveResolutionHook needs a model that can grow, got {type(training).__name__}: use '
-                            'AccumulatingESRGANModel')
-        return training
+        return runner if isinstance(runner, Growing) else RunnerTraining(runner)

@@ -7,17 +7,21 @@ smaller image stays, and the new stage adds to it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sr_bigbatch.core.distributed import world_size
+from sr_bigbatch.core.growth import add_to_optimizer, cut, measure
+
 from .vgg_discriminator import SLOPE, GrowableVGGDiscriminator, check_size
 
 WAYS = ('append', 'prepend')
 _TINY = 1e-12
+_LOOKED_AT = 8  # real and as many generated images, by which a growth is measured
 
 
 def grow(net: GrowableVGGDiscriminator, way: str = 'append', images: Tensor | None = None) -> list[nn.Parameter]:
@@ -135,3 +139,53 @@ def grown_parameters(net: GrowableVGGDiscriminator, history: Iterable[str]) -> l
             pattern = f'pre{level}_'
         groups.append([parameter for name, parameter in net.named_parameters() if re.match(pattern, name)])
     return groups
+
+
+def grow_to(net_g: nn.Module, net_d: GrowableVGGDiscriminator, optimizer: torch.optim.Optimizer, schedulers: Sequence[Any],
+            batch: dict[str, Tensor], gt_size: int, way: str, lr_factor: float) -> Iterator[str]:
+    """Let a discriminator grow until it judges crops of a size, in all processes alike; a line for the log for each growth.
+
+    Args:
+        net_g: the generator, which makes images to measure by.
+        net_d: the discriminator.
+        optimizer: of the discriminator; new parameters get a group of their own.
+        schedulers: that must know of them.
+        batch: ``lq`` (B, C, h, w) and ``gt`` (B, C, H, W), on any device.
+        gt_size: of the crops, in pixels.
+        way: ``append`` or ``prepend``.
+        lr_factor: learning rate of new parameters over that of the others.
+    """
+    def change(images: Tensor) -> None:
+        add_to_optimizer(optimizer, schedulers, grow(net_d, way, images), lr_factor)
+
+    while net_d.input_size < gt_size:
+        growth = measure(net_d, change, *_examples(net_g, batch, 2 * net_d.input_size), way)
+        yield f'The discriminator has grown to {net_d.input_size} px ({way}): {growth}.'
+
+
+@torch.no_grad()
+def _examples(net_g: nn.Module, batch: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
+    device = next(net_g.parameters()).device
+    lq, gt = (images[:_LOOKED_AT].to(device) for images in cut(batch['lq'], batch['gt'], size))
+    examples = torch.stack([gt, torch.cat([net_g(image[None]) for image in lq])]).contiguous()
+    if world_size() > 1:
+        torch.distributed.broadcast(examples, 0)
+    return examples[0], examples[1]
+
+
+def regroup(net_d: nn.Module, optimizer: torch.optim.Optimizer, schedulers: Sequence[Any], history: Sequence[str]) -> None:
+    """Give the parameters of past growths groups of their own, as they had in the optimizer that was saved.
+
+    Args:
+        net_d: as it was saved.
+        optimizer: made for all of its parameters.
+        schedulers: that must know of the groups.
+        history: the ways in which it grew, the oldest first.
+    """
+    if not isinstance(net_d, GrowableVGGDiscriminator):
+        return
+    groups, first = grown_parameters(net_d, history), optimizer.param_groups[0]
+    late = {id(parameter) for group in groups for parameter in group}
+    first['params'] = [parameter for parameter in first['params'] if id(parameter) not in late]
+    for group in groups:
+        add_to_optimizer(optimizer, schedulers, group)

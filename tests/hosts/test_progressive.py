@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sr_bigbatch.core.growth import cut
-from sr_bigbatch.hosts import basicsr_growth
 from sr_bigbatch.hosts.basicsr_options import check
+from sr_bigbatch.nets import vgg_growth
 from sr_bigbatch.options import OptionError
 from tests.conftest import ROOT, run_train
 
@@ -130,9 +130,9 @@ def test_the_judgement_hardly_changes_where_it_grows(progressive, built, way):
     progressive['train']['optim_d']['lr'] = 1e-3
     dataset = _dataset(progressive)
     model, measured = built(), []
-    original = basicsr_growth.measure
+    original = vgg_growth.measure
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(basicsr_growth, 'measure', lambda *args: measured.append(original(*args)) or measured[-1])
+        patch.setattr(vgg_growth, 'measure', lambda *args: measured.append(original(*args)) or measured[-1])
         for _ in _train_at(model, dataset, range(1, 27)):
             pass
     growth, = measured

@@ -1,4 +1,4 @@
-"""BasicSR's losses as one function of any number of samples."""
+"""The losses of a host as one function of any number of samples."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from basicsr.losses.loss_util import get_refined_artifact_map
 from torch import Tensor, nn
 
 from sr_bigbatch.core.precision import autocast, autocast_dtype, widen
@@ -42,7 +41,7 @@ class Float32Features(nn.Module):
 
 @dataclass
 class HostLosses:
-    """The pixel, perceptual, style and artifact losses of a BasicSR model, in float32 or wider.
+    """The pixel, perceptual, style and artifact losses of a model of BasicSR or mmagic, in float32 or wider.
 
     Only the features are computed under the autocast in which the losses are called.
 
@@ -80,6 +79,7 @@ class HostLosses:
         if self.artifact is not None and self.ema_output is not None:
             with torch.no_grad():
                 averaged = widen(self.ema_output(lq))
+            from basicsr.losses.loss_util import get_refined_artifact_map  # not installed beside every mmagic
             weight = get_refined_artifact_map(gt, output, averaged, _LDL_WINDOW)
             losses['ldl'] = self.artifact(weight * output, weight * gt)
         if self.perceptual is not None:

@@ -1,0 +1,78 @@
+"""Runs mmengine's Runner where it would stumble over current versions of torch, or over a machine without a GPU."""
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.metrics.psnr_ssim import calculate_psnr
+from basicsr.utils import tensor2img
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.registry import METRICS
+from mmengine.runner import Runner
+
+
+@METRICS.register_module()
+class PSNRMetric(BaseMetric):  # type: ignore[misc]
+    """Mean PSNR in dB of 8-bit RGB images, as BasicSR has it.
+
+    Args:
+        crop_border: pixels at each border that do not count.
+        **kwargs: arguments of mmengine's ``BaseMetric``.
+    """
+
+    default_prefix = ''
+
+    def __init__(self, crop_border: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.crop_border = crop_border
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Take images ``pred`` and ``gt`` (C, H, W) in [0, 1]."""
+        for sample in data_samples:
+            images = [tensor2img([sample[name]]) for name in ('pred', 'gt')]
+            self.results.append(calculate_psnr(*images, crop_border=self.crop_border))
+
+    def compute_metrics(self, results: list[float]) -> dict[str, float]:
+        """The mean over the images."""
+        return {'psnr': float(np.mean(results))}
+
+
+def _method_of_history(owner: Any, name: str) -> Any:
+    """The ``getattr`` of mmengine's checkpoints, which hold the names of statistics of HistoryBuffer; and no other."""
+    if owner is not HistoryBuffer:
+        raise pickle.UnpicklingError(f'the checkpoint asks for {name} of {owner!r}, which no checkpoint of mmengine does')
+    return getattr(HistoryBuffer, name)
+
+
+def _admit_histories() -> None:
+    """Let ``torch.load`` read what mmengine's checkpoints hold besides tensors; it still refuses everything else."""
+    numpy_core: Any = getattr(np, '_core', None) or np.core
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, numpy_core.multiarray.scalar, numpy_core.multiarray._reconstruct, np.ndarray, np.dtype,
+         *{type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'b1')},
+         (_method_of_history, 'builtins.getattr'), (_method_of_history, '__builtin__.getattr')])
+
+
+def run(config: Config, *, amp: bool = False) -> None:
+    """Train.
+
+    Args:
+        config: of mmengine's Runner, with ``launcher`` and ``work_dir``.
+        amp: mixed precision in every optimizer wrapper whose settings name no dtype of 16 bits.
+    """
+    _admit_histories()
+    if not torch.cuda.is_available():
+        if config.launcher == 'pytorch':
+            config.setdefault('env_cfg', {})['dist_cfg'] = {'backend': 'gloo'}
+        torch.cuda.set_device = lambda device: None  # the launcher calls it also where there is no GPU
+    if amp:
+        dtype = 'float16' if torch.cuda.is_available() else 'bfloat16'
+        for settings in config.optim_wrapper.values():
+            if isinstance(settings, dict) and settings.get('dtype', 'float32') == 'float32':
+                settings['dtype'] = dtype
+    Runner.from_cfg(config).train()
