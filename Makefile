@@ -4,7 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install $(PIP_FLAGS)
+MMAGIC_PIP := $(VENV)-mmagic/bin/python -m pip install $(PIP_FLAGS)
 
 .PHONY: train progressive test slow lint clean
 
@@ -17,8 +19,9 @@ progressive: $(VENV)/ready datasets/bundled/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
-slow: $(VENV)/ready
+slow: $(VENV)/ready $(VENV)-mmagic/ready
 	$(BIN)/python -m pytest -m slow
+	$(VENV)-mmagic/bin/python -m pytest -m slow tests/mmagic
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -34,10 +37,20 @@ $(VENV)/ready: constraints.txt requirements.txt setup.py
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
+# mmagic's super-resolution part, without what its diffusion models need; see tests/mmagic/importable.py.
+$(VENV)-mmagic/ready: constraints.txt requirements.txt
+	$(PYTHON) -m venv $(VENV)-mmagic
+	$(MMAGIC_PIP) torch numpy setuptools wheel
+	$(MMAGIC_PIP) --no-deps torchvision mmengine mmcv-lite==2.1.0 mmagic==1.2.0 lpips==0.1.4
+	$(MMAGIC_PIP) --no-deps --no-build-isolation basicsr
+	$(MMAGIC_PIP) -r requirements.txt pytest hypothesis click packaging imageio albumentations==2.0.8
+	$(MMAGIC_PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
 datasets/bundled/ready: $(VENV)/ready sr_bigbatch/hosts/basicsr_prepare.py
 	rm -rf datasets/bundled
 	$(BIN)/python tools/prepare_data.py --bundled --out datasets/bundled
 	touch $@
 
 clean:
-	rm -rf $(VENV) datasets/bundled
+	rm -rf $(VENV) $(VENV)-mmagic datasets/bundled

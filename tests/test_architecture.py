@@ -58,5 +58,5 @@ def test_tools_parse_call_and_return_a_status():
 
 def test_every_module_can_be_imported_by_itself():
     for path in PACKAGE:
-        if path.name != '__main__.py':
+        if path.name not in ('__main__.py', 'mmagic_parts.py'):  # mmagic has an environment of its own: tests/mmagic
             importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'))

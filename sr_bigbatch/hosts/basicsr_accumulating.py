@@ -12,6 +12,7 @@ from torch import nn
 
 from sr_bigbatch.core.audit import table
 from sr_bigbatch.core.batch import StepPlan
+from sr_bigbatch.core.crop_size import set_crop_size
 from sr_bigbatch.core.distributed import rank, same_everywhere, world_size
 from sr_bigbatch.core.memory import usable_bytes
 from sr_bigbatch.core.out_of_memory import is_out_of_memory, release
@@ -20,7 +21,6 @@ from sr_bigbatch.core.recovery import PoisonedWeights
 from sr_bigbatch.core.report import Event, StepReport
 from sr_bigbatch.core.update import Verdict
 from sr_bigbatch.hosts import basicsr_auto, basicsr_growth, basicsr_state
-from sr_bigbatch.hosts.basicsr_data import set_gt_size
 from sr_bigbatch.hosts.basicsr_events import EventLog
 from sr_bigbatch.hosts.basicsr_plan import audit, read_plan, rehearse
 from sr_bigbatch.hosts.host_losses import HostLosses
@@ -188,7 +188,7 @@ class Accumulating:
 
     def set_gt_size(self: Any, gt_size: int) -> None:
         """Tell the data set the crop size that is needed next."""
-        if not set_gt_size(gt_size) and gt_size != self.opt['datasets']['train']['gt_size']:
+        if not set_crop_size(gt_size) and gt_size != self.opt['datasets']['train']['gt_size']:
             raise OptionError(['the crop size cannot change: set datasets.train.type to ProgressivePairedImageDataset'])
 
     def enter_stage(self: Any, gt_size: int, batch: dict[str, Any], growth: str, lr_factor: float) -> None:

@@ -1,8 +1,6 @@
 """A paired data set whose crop size can change while its workers live."""
 from __future__ import annotations
 
-import multiprocessing
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +8,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
 from mmengine.registry import DATASETS
 
-_alive: weakref.WeakSet[ProgressivePairedImageDataset] = weakref.WeakSet()
+from sr_bigbatch.core.crop_size import CropSize
 
 
 @DATASETS.register_module()
@@ -26,23 +24,10 @@ class ProgressivePairedImageDataset(PairedImageDataset):  # type: ignore[misc]
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__(opt)
-        self.first_gt_size = opt.get('gt_size')
-        self._gt_size = multiprocessing.Value('i', int(opt['gt_size']) if opt['phase'] == 'train' else 0)
-        if opt['phase'] == 'train':
-            _alive.add(self)
-
-    def set_gt_size(self, gt_size: int) -> None:
-        """Cut crops of this size, in pixels, in every batch that is begun from now on."""
-        self._gt_size.value = gt_size
+        self.crop_size = CropSize(int(opt['gt_size'])) if opt['phase'] == 'train' else None
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The samples of one batch."""
-        self.opt['gt_size'] = self._gt_size.value
+        if self.crop_size is not None:
+            self.opt['gt_size'] = self.crop_size.pixels
         return [self[index] for index in indices]
-
-
-def set_gt_size(gt_size: int) -> bool:
-    """Set the crop size of every progressive training set of this process; False if there is none."""
-    for dataset in _alive:
-        dataset.set_gt_size(gt_size)
-    return bool(_alive)

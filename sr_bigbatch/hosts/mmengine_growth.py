@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from mmengine.model.wrappers import is_model_wrapper
 
+from sr_bigbatch.core.crop_size import set_crop_size
 from sr_bigbatch.core.distributed import world_size
+from sr_bigbatch.core.growth import cut
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow, grow_to, regroup, shape_of
 
@@ -15,19 +17,29 @@ class RunnerTraining:
     """What :class:`sr_bigbatch.hosts.mmengine_hook.ProgressiveResolutionHook` needs of a Runner.
 
     Args:
-        runner: its model has the networks ``net_g`` and ``net_d`` and cuts its batch anew in ``replan``.
+        runner: its model has a generator and a discriminator, ``net_g`` and ``net_d`` or by their full names, and optimizer
+            wrappers of the same names. A model that cuts its batch does so anew in ``replan``.
+        first_size: crop size of the first stage, in pixels.
 
     Raises:
         TypeError: for another model.
     """
 
-    def __init__(self, runner: Any) -> None:
-        self.runner = runner
+    def __init__(self, runner: Any, first_size: int) -> None:
+        self.runner, self.first_size = runner, first_size
         model: Any = getattr(runner, 'model', None)
         self.model: Any = model.module if is_model_wrapper(model) else model
-        if not all(hasattr(self.model, name) for name in ('net_g', 'net_d', 'replan', 'growths')):
+        found = [names for names in (('net_g', 'net_d'), ('generator', 'discriminator'))
+                 if all(hasattr(self.model, name) for name in names)]
+        if not found:
             raise TypeError(f'ProgressiveResolutionHook needs a model that can grow, got {type(self.model).__name__}: use '
                             'AccumulatingESRGANModel (BasicSR) or AccumulatingESRGAN (mmengine)')
+        self._name_g, self._name_d = found[0]
+
+    @property
+    def _net_d(self) -> Any:
+        net_d = getattr(self.model, self._name_d)
+        return net_d.module if is_model_wrapper(net_d) else net_d
 
     @property
     def current_iter(self) -> int:
@@ -52,37 +64,56 @@ class RunnerTraining:
         return [wrapper.optimizer for wrapper in self.runner.optim_wrapper.values()]
 
     def set_gt_size(self, gt_size: int) -> None:
-        """Tell the data set the crop size that is needed next."""
-        self.runner.train_dataloader.dataset.set_gt_size(gt_size)
+        """Tell the data set the crop size that is needed next.
+
+        Raises:
+            TypeError: if its crops cannot change.
+        """
+        if not set_crop_size(gt_size) and gt_size != self.first_size:
+            raise TypeError('the crop size cannot change: use ProgressivePairedImageDataset or, in a pipeline of mmagic, '
+                            'ProgressivePairedRandomCrop')
 
     def enter_stage(self, gt_size: int, batch: dict[str, Any], growth: str, lr_factor: float) -> None:
         """Let the discriminator grow and the micro-batches shrink; the effective batch stays."""
-        model, first = self.model, int(self.runner.train_dataloader.dataset.first_gt_size)
-        if isinstance(model.net_d, GrowableVGGDiscriminator):
-            for line in grow_to(model.net_g, model.net_d, self._optimizer_d, self._schedulers, batch, gt_size, growth,
-                                lr_factor):
-                model.growths.append(growth)
+        if isinstance(self._net_d, GrowableVGGDiscriminator):
+            net_g, images = getattr(self.model, self._name_g), self._images(batch)
+            for line in grow_to(net_g, self._net_d, self._optimizer_d, self._schedulers, images, gt_size, growth, lr_factor):
+                self._growths.append(growth)
                 self.runner.logger.info(line)
-        if gt_size != first:
-            model.replan(first, gt_size)
+        if gt_size != self.first_size:
+            if hasattr(self.model, 'replan'):
+                self.model.replan(self.first_size, gt_size)
             self.runner.logger.info(f'Crops of {gt_size} px, effective batch {self.effective_batch}.')
+
+    def _images(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if 'gt' in batch:
+            return batch
+        prepared = self.model.data_preprocessor(batch, True)
+        return {'lq': prepared['inputs'], 'gt': self.model.extract_gt_data(prepared['data_samples'])}
+
+    @property
+    def _growths(self) -> list[str]:
+        if not hasattr(self.model, 'growths'):
+            self.model.growths = []
+        growths: list[str] = self.model.growths
+        return growths
 
     def set_fade(self, share: float) -> None:
         """How much a prepended stage of the discriminator counts, 0..1."""
-        if getattr(self.model.net_d, 'prepended', 0):
-            self.model.net_d.set_fade(share)
+        if getattr(self._net_d, 'prepended', 0):
+            self._net_d.set_fade(share)
 
     def remember(self, checkpoint: dict[str, Any]) -> None:
         """Put into a checkpoint how the discriminator has grown."""
-        checkpoint['growths'] = list(self.model.growths)
+        checkpoint['growths'] = list(self._growths)
 
     def recall(self, checkpoint: dict[str, Any]) -> None:
         """Let the discriminator and its optimizer grow to what a checkpoint holds, before it is loaded."""
-        net_d = self.model.net_d
+        net_d, prefix = self._net_d, f'{self._name_d}.'
         if not isinstance(net_d, GrowableVGGDiscriminator):
             return
-        prefix = 'net_d.'
-        names = [name.removeprefix(prefix) for name in checkpoint['state_dict'] if name.startswith(prefix)]
+        names = [name.removeprefix(prefix).removeprefix('module.')
+                 for name in checkpoint['state_dict'] if name.startswith(prefix)]
         stages, prepended = shape_of(names)
         for way, missing in (('append', stages - net_d.stages), ('prepend', prepended - net_d.prepended)):
             for _ in range(missing):
@@ -92,7 +123,7 @@ class RunnerTraining:
 
     @property
     def _optimizer_d(self) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = self.runner.optim_wrapper['net_d'].optimizer
+        optimizer: torch.optim.Optimizer = self.runner.optim_wrapper[self._name_d].optimizer
         return optimizer
 
     @property
@@ -100,3 +131,22 @@ class RunnerTraining:
         schedulers = self.runner.param_schedulers or []
         return [scheduler for each in (schedulers.values() if isinstance(schedulers, dict) else [schedulers])
                 for scheduler in each]
+
+
+def width_of(batch: dict[str, Any]) -> int:
+    """Width of the smallest ground truth in a batch, in pixels; a batch of ours or of mmagic."""
+    if 'gt' in batch:
+        return int(batch['gt'].shape[-1])
+    return min(int(sample.gt_img.shape[-1]) for sample in batch['data_samples'])
+
+
+def cut_batch(batch: dict[str, Any], gt_size: int, count: int | None) -> None:
+    """Cut both images of each pair to the same corner of ``gt_size`` pixels, in place, and keep ``count`` of them."""
+    if 'gt' in batch:
+        batch['lq'], batch['gt'] = cut(batch['lq'], batch['gt'], gt_size, count)
+        return
+    batch['inputs'], batch['data_samples'] = batch['inputs'][:count], batch['data_samples'][:count]
+    for index, sample in enumerate(batch['data_samples']):
+        lq, gt = cut(batch['inputs'][index][None], sample.gt_img[None], gt_size)
+        batch['inputs'][index] = lq[0]
+        sample.set_data({'gt_img': gt[0]})

@@ -8,8 +8,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from sr_bigbatch.core.growth import Stage, border_before, cut, parse_stages, stage_at
-from sr_bigbatch.hosts.mmengine_growth import RunnerTraining
+from sr_bigbatch.core.distributed import world_size
+from sr_bigbatch.core.growth import Stage, border_before, parse_stages, stage_at
+from sr_bigbatch.hosts.mmengine_growth import RunnerTraining, cut_batch, width_of
 from sr_bigbatch.nets.vgg_growth import WAYS
 
 
@@ -105,7 +106,7 @@ class ProgressiveResolutionHook(Hook):  # type: ignore[misc]
         Args:
             runner: an mmengine Runner whose model can grow, or one of our BasicSR models.
             batch_idx: not looked at.
-            data_batch: dict with ``lq`` and ``gt``, (B, C, h, w) and (B, C, H, W); cut in place.
+            data_batch: dict with ``lq`` and ``gt``, (B, C, h, w) and (B, C, H, W), or a batch of mmagic; cut in place.
 
         Raises:
             RuntimeError: if a batch of an earlier stage comes after its border.
@@ -114,14 +115,14 @@ class ProgressiveResolutionHook(Hook):  # type: ignore[misc]
         stages = self.stages(training)
         stage = stage_at(stages, training.current_iter)
         self._announce(training, stages)
-        width = data_batch['gt'].shape[-1]
+        width = width_of(data_batch)
         if width < stage.gt_size:
             raise RuntimeError(f'a batch of {width} px came in the stage of {stage.gt_size} px: the data loader keeps more '
                                f'than {self._lead(training)} batches under way. Give their number to '
                                'ProgressiveResolutionHook as lead')
-        count = None if stage.batch_size is None else (stage.batch_size * len(data_batch['gt'])) // training.effective_batch
-        if width > stage.gt_size or count is not None:
-            data_batch['lq'], data_batch['gt'] = cut(data_batch['lq'], data_batch['gt'], stage.gt_size, count)
+        count = None if stage.batch_size is None else stage.batch_size // world_size()
+        if width > stage.gt_size or count is not None or stage.gt_size != self._gt_size:
+            cut_batch(data_batch, stage.gt_size, count)
         if stage.gt_size != self._gt_size:
             training.enter_stage(stage.gt_size, data_batch, self.growth, self.new_lr_factor)
             self._gt_size = stage.gt_size
@@ -152,12 +153,15 @@ class ProgressiveResolutionHook(Hook):  # type: ignore[misc]
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Have a Runner's checkpoint remember how the discriminator has grown."""
-        RunnerTraining(runner).remember(checkpoint)
+        RunnerTraining(runner, self._first_size).remember(checkpoint)
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Let a Runner's discriminator grow to what the checkpoint holds."""
-        RunnerTraining(runner).recall(checkpoint)
+        RunnerTraining(runner, self._first_size).recall(checkpoint)
 
-    @staticmethod
-    def _training(runner: Any) -> Growing:
-        return runner if isinstance(runner, Growing) else RunnerTraining(runner)
+    @property
+    def _first_size(self) -> int:
+        return int(self._settings[0]['gt_size'])
+
+    def _training(self, runner: Any) -> Growing:
+        return runner if isinstance(runner, Growing) else RunnerTraining(runner, self._first_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from mmengine.registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
 from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
-from sr_bigbatch.core.distributed import same_everywhere
+from sr_bigbatch.core.distributed import same_everywhere, world_size
 from sr_bigbatch.core.elastic_plan import ElasticPlan
 from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.core.report import StepReport
@@ -101,10 +102,8 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
         if self.step is None:
             self.step = self._step(optim_wrapper, len(data['gt']))
         self.report = self.step(data['lq'], data['gt'])
-        for event in self.report.events:
-            print_log(f'{event.kind} ({event.part}): {event.text}', 'current', logging.WARNING)
-        for wrapper in optim_wrapper.values():  # what mmengine's schedulers look at
-            wrapper._global_step = getattr(wrapper, '_global_step', 0) + 1
+        say(self.report)
+        tick(optim_wrapper)
         if self.net_g_ema is not None and self.report.verdicts.get('g') is Verdict.COMMITTED:
             with torch.no_grad():
                 for mean, value in zip(self.net_g_ema.parameters(), self.net_g.parameters(), strict=True):
@@ -113,14 +112,9 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
 
     def _step(self, optim_wrapper: OptimWrapperDict, batch_size: int) -> AdversarialStep:
         wrapper_g, wrapper_d = optim_wrapper['net_g'], optim_wrapper['net_d']
-        sizes = {'net_g': self.first_plan.micro.generator, 'net_d': self.first_plan.micro.discriminator}
-        for name, size in sizes.items():
-            if batch_norms(getattr(self, name)) and size < batch_size:
-                raise ValueError(f'{name} normalises over the batch (BatchNorm) but sees {size} of {batch_size} samples at '
-                                 'a time, so its update would not be that of the batch: choose another norm, or a '
-                                 'micro_batch_size of the whole batch')
+        plan = refuse_parts_of_batch_norms(self.net_g, self.net_d, self.first_plan, batch_size)
         return AdversarialStep(self.net_g, self.net_d, wrapper_g.safe_update, wrapper_d.safe_update, self.losses,
-                               self.gan_loss, self.first_plan, self.relativistic_gan, wrapper_g.cast_dtype)
+                               self.gan_loss, plan, self.relativistic_gan, wrapper_g.cast_dtype)
 
     def val_step(self, data: dict[str, Any]) -> list[dict[str, Any]]:
         """A dict with ``pred`` and, where there is one, ``gt`` for each image, on the CPU."""
@@ -134,11 +128,47 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
 
     def replan(self, first_size: int, gt_size: int) -> None:
         """Cut the batch as crops of ``gt_size`` need it, when ``first_plan`` was made for ``first_size``."""
-        plan = StepPlan(self.first_plan.micro.for_crop(first_size, gt_size), self.first_plan.kept_graphs)
-        if self.step is not None and plan != self.step.recovery.plan.wanted:
-            self.step.recovery.plan = ElasticPlan(plan)
-        else:
-            self.first_plan = plan
+        replan(self, first_size, gt_size)
+
+
+def say(report: StepReport) -> None:
+    """Tell the Runner's log what happened in a step."""
+    for event in report.events:
+        print_log(f'{event.kind} ({event.part}): {event.text}', 'current', logging.WARNING)
+
+
+def tick(optim_wrapper: OptimWrapperDict) -> None:
+    """Count a step where mmengine's schedulers look for it; ours does not go through the wrapper's own ``step``."""
+    for wrapper in optim_wrapper.values():
+        wrapper._global_step = getattr(wrapper, '_global_step', 0) + 1
+
+
+def refuse_parts_of_batch_norms(net_g: nn.Module, net_d: nn.Module, plan: StepPlan, batch_size: int) -> StepPlan:
+    """``plan``, with the whole batch for a discriminator with BatchNorm, because only that is exact.
+
+    Raises:
+        ValueError: for a generator with BatchNorm that would not see the whole batch, or in several processes.
+    """
+    if batch_norms(net_d):
+        plan = replace(plan, micro=replace(plan.micro, discriminator=batch_size))
+    whole = plan.micro.generator >= batch_size and world_size() == 1
+    if (batch_norms(net_g) and not whole) or (batch_norms(net_d) and world_size() > 1):
+        raise ValueError('BatchNorm over a part of the batch would not make the update of the batch: choose another norm, '
+                         'or let it see the whole batch in one process (micro_batch_size)')
+    return plan
+
+
+def replan(model: Any, first_size: int, gt_size: int) -> None:
+    """Have a model with ``first_plan`` and ``step`` cut its batch as crops of ``gt_size`` need it."""
+    plan = StepPlan(model.first_plan.micro.for_crop(first_size, gt_size), model.first_plan.kept_graphs)
+    step = model.step
+    if step is None:
+        model.first_plan = plan
+        return
+    if batch_norms(step.net_d):
+        plan = replace(plan, micro=replace(plan.micro, discriminator=step.recovery.plan.wanted.micro.discriminator))
+    if plan != step.recovery.plan.wanted:
+        step.recovery.plan = ElasticPlan(plan)
 
 
 def _loss(settings: dict[str, Any] | None) -> nn.Module | None:

@@ -44,12 +44,12 @@ class PSNRMetric(BaseMetric):  # type: ignore[misc]
 
 def _method_of_history(owner: Any, name: str) -> Any:
     """The ``getattr`` of mmengine's checkpoints, which hold the names of statistics of HistoryBuffer; and no other."""
-    if owner is not HistoryBuffer:
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
         raise pickle.UnpicklingError(f'the checkpoint asks for {name} of {owner!r}, which no checkpoint of mmengine does')
     return getattr(HistoryBuffer, name)
 
 
-def _admit_histories() -> None:
+def admit_histories() -> None:
     """Let ``torch.load`` read what mmengine's checkpoints hold besides tensors; it still refuses everything else."""
     numpy_core: Any = getattr(np, '_core', None) or np.core
     torch.serialization.add_safe_globals(
@@ -65,7 +65,7 @@ def run(config: Config, *, amp: bool = False) -> None:
         config: of mmengine's Runner, with ``launcher`` and ``work_dir``.
         amp: mixed precision in every optimizer wrapper whose settings name no dtype of 16 bits.
     """
-    _admit_histories()
+    admit_histories()
     if not torch.cuda.is_available():
         if config.launcher == 'pytorch':
             config.setdefault('env_cfg', {})['dist_cfg'] = {'backend': 'gloo'}

@@ -97,14 +97,19 @@ def test_the_average_moves_only_with_the_generator(opt, built, config):
     assert any(not torch.equal(value, before[name]) for name, value in ours.net_g_ema.state_dict().items())
 
 
-def test_batch_norm_over_a_part_of_the_batch_is_refused(config):
+def test_a_discriminator_with_batch_norm_sees_the_whole_batch_and_a_generator_with_it_is_refused(config):
     config.model.net_d.norm = 'batch'
     model = MODELS.build(config.model)
     settings = copy.deepcopy(config.optim_wrapper)
     settings.pop('constructor')
     wrappers = OPTIM_WRAPPER_CONSTRUCTORS.build({'type': 'OptimWrapperPerNetwork', 'optim_wrapper_cfg': settings})(model)
-    with pytest.raises(ValueError, match=r'net_d normalises over the batch.*2 of 4'):
-        model.train_step({'lq': torch.rand(4, 3, 8, 8), 'gt': torch.rand(4, 3, 32, 32)}, wrappers)
+    batch = {'lq': torch.rand(4, 3, 8, 8), 'gt': torch.rand(4, 3, 32, 32)}
+    model.train_step(batch, wrappers)
+    assert model.step.recovery.plan.now.micro.discriminator == 4 and model.step.recovery.plan.now.micro.generator == 2
+    model.step = None
+    model.net_g.conv_hr = torch.nn.Sequential(model.net_g.conv_hr, torch.nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match='BatchNorm over a part of the batch'):
+        model.train_step(batch, wrappers)
 
 
 @pytest.mark.parametrize(('text', 'message'), [(None, 'there is no file'), ('a = (', 'SyntaxError'),
