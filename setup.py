@@ -20,8 +20,8 @@ setup(
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.6', 'torchvision>=0.21', 'basicsr>=1.4.2', 'mmengine>=0.10.7,<0.11', 'opencv-python>=4.8', 'numpy>=1.26',
-        'lmdb>=1.4', 'addict>=2.4', 'yapf>=0.40', 'PyYAML>=6.0', 'tqdm>=4.66', 'tensorboard>=2.14', 'matplotlib>=3.8',
-        'scikit-image>=0.22',
+        'lmdb>=1.4', 'safetensors>=0.4', 'jsonschema>=4.20', 'addict>=2.4', 'yapf>=0.40', 'PyYAML>=6.0', 'tqdm>=4.66',
+        'tensorboard>=2.14', 'matplotlib>=3.8', 'scikit-image>=0.22',
     ],
     extras_require={'test': ['pytest>=8', 'hypothesis>=6.100'], 'dev': ['ruff>=0.6', 'mypy>=1.11', 'pre-commit>=3.5',
                                                                        'types-PyYAML']},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (registers the components, and mends what `import basicsr` needs)
 from sr_bigbatch.core.out_of_memory import OutOfMemory
+from sr_bigbatch.hosts.basicsr_loader import BadImage
 from sr_bigbatch.hosts.basicsr_options import check, complete
 from sr_bigbatch.hosts.basicsr_state import GaveUp
 from sr_bigbatch.hosts.basicsr_train import start_processes, train
@@ -20,7 +21,7 @@ def main() -> int:
     """Parse the command line, check the options, train; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='Exit status: 0 finished, 1 the training could not go on, 2 something in the options '
-        'has to be changed first.')
+        'has to be changed first, 128 + N ended and saved by signal N (SIGTERM, SIGINT, SIGUSR1).')
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file, e.g. options/quickstart.yml')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
                         help='how several processes were started; torchrun needs pytorch')
@@ -37,14 +38,13 @@ def main() -> int:
         check(opt)
         complete(opt, ROOT, auto_resume=args.auto_resume, debug=args.debug)
         start_processes(opt, args.launcher)
-        train(opt, args.opt)
+        return train(opt, args.opt)
     except OptionError as error:
         print(f'{args.opt}: training has not started. To be changed:\n{error}', file=sys.stderr)
         return 2
-    except (GaveUp, OutOfMemory) as error:
+    except (GaveUp, OutOfMemory, BadImage) as error:
         print(f'{args.opt}: the training has ended: {error}', file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == '__main__':

@@ -194,7 +194,7 @@ class Accumulating:
     def enter_stage(self: Any, gt_size: int, batch: dict[str, Any], growth: str, lr_factor: float) -> None:
         """Make the micro-batches fit crops of this size; the effective batch stays."""
         if gt_size != self.opt['datasets']['train']['gt_size']:
-            basicsr_growth.replan(self, gt_size)
+            basicsr_growth.replan(self, gt_size, len(batch['gt']) * world_size())
 
     def set_fade(self, share: float) -> None:
         """Nothing: without a discriminator nothing is faded in."""
@@ -205,6 +205,8 @@ class Accumulating:
         if broken:
             basicsr_state.return_to_last_good(self, f'{len(broken)} tensors are not finite, {broken[0]} first')
         super().save(epoch, current_iter)  # type: ignore[misc]
+        if current_iter != -1 and rank() == 0:
+            basicsr_state.seal(self, current_iter)
         if current_iter == -1:
             get_root_logger().info(self.events.summary())
 
@@ -214,6 +216,12 @@ class Accumulating:
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
         if rank() == 0:
             basicsr_state.save_networks(Path(self.opt['path']['models']) / name, dict(zip(keys, nets, strict=True)))
+
+    def load_network(self: Any, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
+        """Load weights as BasicSR does, from files that hold nothing but tensors."""
+        weights = basicsr_state.weights_of(load_path, param_key)
+        self._print_different_keys_loading(net, weights, strict)
+        net.load_state_dict(weights, strict=strict)
 
     def save_training_state(self: Any, epoch: int, current_iter: int) -> None:
         """Write ``ITERATION.state`` whole or not at all."""

@@ -14,7 +14,9 @@ from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.utils import get_root_logger
 from PIL import Image
 
+from sr_bigbatch.core.storage import BadFile, load_tensors
 from sr_bigbatch.hosts.basicsr_growth import stages_of
+from sr_bigbatch.hosts.basicsr_lmdb import lmdb_findings
 
 _VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
@@ -63,8 +65,15 @@ def say_which_vgg(opt: dict[str, Any]) -> None:
 def _pretrained(opt: dict[str, Any]) -> Iterable[str]:
     for key in ('pretrain_network_g', 'pretrain_network_d', 'resume_state'):
         value = opt['path'].get(key)
-        if value is not None and not Path(value).expanduser().is_file():
+        if value is None:
+            continue
+        if not Path(value).expanduser().is_file():
             yield f'path.{key}: there is no file {value}; set it to ~ to start without'
+            continue
+        try:
+            load_tensors(Path(value).expanduser())
+        except BadFile as error:
+            yield f'path.{key}: {error}'
 
 
 def _dataset(dataset: dict[str, Any], where: str) -> Iterable[str]:
@@ -79,6 +88,8 @@ def _dataset(dataset: dict[str, Any], where: str) -> Iterable[str]:
         elif dataset.get('io_backend', {}).get('type') == 'lmdb':
             if not value.endswith('.lmdb') or not (folder / 'meta_info.txt').is_file():
                 yield f'{where}.{key}: {value} is no LMDB of BasicSR: its name must end in .lmdb and it holds meta_info.txt'
+            else:
+                yield from (f'{where}.{key}: {finding}' for finding in lmdb_findings(folder))
         elif folder.suffix == '.lmdb':
             yield f'{where}.{key}: {value} is an LMDB, so set {where}.io_backend.type to lmdb'
 

@@ -79,12 +79,12 @@ def plan_for(model: Any, gt_size: int) -> StepPlan:
     return plan
 
 
-def replan(model: Any, gt_size: int) -> None:
+def replan(model: Any, gt_size: int, effective_batch: int) -> None:
     """Cut the batch as the stage of this crop size needs it."""
     plan = plan_for(model, gt_size)
     if plan != model.step.recovery.plan.wanted:
         model.step.recovery.plan = ElasticPlan(plan)
-    get_root_logger().info(f'Crops of {gt_size} px, effective batch {model.effective_batch}. Samples at a time: generator '
+    get_root_logger().info(f'Crops of {gt_size} px, effective batch {effective_batch}. Samples at a time: generator '
                            f'{plan.micro.generator}, losses {plan.micro.perceptual}, discriminator '
                            f'{plan.micro.discriminator}. Generator graphs kept: {plan.kept_graphs}.')
 

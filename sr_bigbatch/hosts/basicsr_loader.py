@@ -10,9 +10,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sr_bigbatch.core.distributed import rank, world_size
+from sr_bigbatch.core.stop import ignore_signals
 
 _EPOCHS = 1_000_003  # a prime: seeds of two runs whose seeds are near do not meet
 _SEEDS = 2**32
+_ATTEMPTS = 10
+
+
+class BadImage(RuntimeError):
+    """An image that cannot be read; the message names it."""
 
 
 class Request(NamedTuple):
@@ -67,10 +73,11 @@ class Requested(Dataset[dict[str, Any]]):
 
     Args:
         dataset: draws its random numbers from ``random``, numpy or torch, and its crop size from ``opt['gt_size']``.
+        skip: whether the next image stands in for one that cannot be read.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, skip: bool = False) -> None:
+        self.dataset, self.skip = dataset, skip
 
     def __getitem__(self, request: Request) -> dict[str, Any]:
         """The sample of a request. In the main process the random numbers of the training stay as they are."""
@@ -78,11 +85,34 @@ class Requested(Dataset[dict[str, Any]]):
         seed_everything(request.seed)
         if request.gt_size is not None:
             self.dataset.opt['gt_size'] = request.gt_size
-        sample: dict[str, Any] = self.dataset[request.image]
+        sample = self._readable(request.image)
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
         return sample
+
+
+    def _readable(self, image: int) -> dict[str, Any]:
+        """The sample of an image; under ``unreadable`` the names of those in whose place it stands."""
+        unreadable: list[str] = []
+        for attempt in range(_ATTEMPTS):
+            index = (image + attempt) % len(self.dataset)
+            try:
+                return {**self.dataset[index], 'unreadable': ', '.join(unreadable)}
+            except Exception as error:
+                # Every library has errors of its own for a file that it cannot decode; cv2 even returns None.
+                name = self._name(index)
+                if not self.skip:
+                    reason = str(error).split('\n')[0]
+                    raise BadImage(f'{name} cannot be read ({type(error).__name__}: {reason}). Remove or replace it, or go '
+                                   'on without such images: datasets.train.on_bad_image: skip') from None
+                unreadable.append(name)
+        raise BadImage(f'{_ATTEMPTS} images in a row cannot be read: {", ".join(unreadable)}')
+
+    def _name(self, index: int) -> str:
+        paths = getattr(self.dataset, 'paths', None)
+        entry = paths[index] if paths else f'image {index}'
+        return str(entry.get('gt_path', entry)) if isinstance(entry, dict) else str(entry)
 
 
 def seed_everything(seed: int) -> None:
@@ -102,4 +132,5 @@ def training_loader(dataset: Any, settings: dict[str, Any], order: BatchOrder, *
         pin_memory: for a GPU.
     """
     workers = int(settings['num_worker_per_gpu'])
-    return DataLoader(Requested(dataset), batch_sampler=order, num_workers=workers, pin_memory=pin_memory)
+    return DataLoader(Requested(dataset, settings.get('on_bad_image', 'fatal') == 'skip'), batch_sampler=order,
+                      num_workers=workers, pin_memory=pin_memory, worker_init_fn=ignore_signals if workers else None)

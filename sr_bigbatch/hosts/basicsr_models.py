@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from basicsr.models.esrgan_model import ESRGANModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
@@ -16,7 +15,7 @@ from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.core.supervised_step import SupervisedStep
 from sr_bigbatch.hosts import basicsr_growth
 from sr_bigbatch.hosts.basicsr_accumulating import Accumulating
-from sr_bigbatch.hosts.basicsr_state import OURS
+from sr_bigbatch.hosts.basicsr_state import OURS, weights_of
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow_to, regroup
 
@@ -69,8 +68,7 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
         """Load weights as BasicSR does; a growable discriminator grows to the size of the saved one, or that to its own."""
         if isinstance(net, GrowableVGGDiscriminator):
-            saved = torch.load(load_path, map_location='cpu', weights_only=True)
-            state = saved.get(param_key, saved)
+            state = weights_of(load_path, param_key)
             larger = basicsr_growth.enlarged(net, state)
             if larger is not None:
                 net.load_state_dict(larger.state_dict())

@@ -9,7 +9,8 @@ import torch
 
 from sr_bigbatch.hosts.basicsr_files import file_findings, vgg_findings
 from sr_bigbatch.hosts.basicsr_parts import build_findings, part_findings
-from sr_bigbatch.options import OptionError, did_you_mean, unknown_keys
+from sr_bigbatch.options import OptionError, unknown_keys
+from sr_bigbatch.options_schema import schema_findings
 
 _SECTIONS: dict[str, set[str]] = {
     '': {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'path', 'train',
@@ -20,17 +21,16 @@ _SECTIONS: dict[str, set[str]] = {
               'ldl_opt', 'gan_opt', 'net_d_iters', 'net_d_init_iters', 'micro_batch_size', 'memory_budget_gb',
               'kept_graphs', 'accumulation', 'relativistic_gan', 'optim_wrapper'},
     'val': {'val_freq', 'val_at_start', 'save_img', 'pbar', 'suffix', 'metrics'},
-    'logger': {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'},
+    'logger': {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb', 'keep_last', 'keep_best'},
 }
 _PAIRED = {'name', 'type', 'dataroot_gt', 'dataroot_lq', 'meta_info_file', 'io_backend', 'filename_tmpl', 'gt_size',
            'use_hflip', 'use_rot', 'mean', 'std', 'color', 'num_worker_per_gpu', 'batch_size_per_gpu', 'prefetch_mode',
-           'num_prefetch_queue', 'pin_memory', 'persistent_workers', 'dataset_enlarge_ratio', 'use_shuffle'}
+           'num_prefetch_queue', 'pin_memory', 'persistent_workers', 'dataset_enlarge_ratio', 'use_shuffle', 'on_bad_image'}
 _REQUIRED = {'': ('name', 'model_type', 'scale', 'num_gpu', 'datasets', 'network_g', 'path', 'train', 'logger'),
              'train': ('total_iter', 'optim_g', 'scheduler'),
              'logger': ('print_freq', 'save_checkpoint_freq')}
 _TRAIN_DATA_REQUIRED = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'io_backend', 'gt_size', 'use_hflip', 'use_rot',
                         'batch_size_per_gpu', 'num_worker_per_gpu')
-_MICRO_PARTS = {'generator', 'perceptual', 'discriminator'}
 
 
 def check(opt: dict[str, Any], *, data: bool = True, weights: bool = True) -> None:
@@ -50,7 +50,7 @@ def check(opt: dict[str, Any], *, data: bool = True, weights: bool = True) -> No
         raise OptionError(findings)
     findings = [*_known_names(opt), *_missing(opt)]
     if not findings:
-        findings = [*part_findings(opt), *_numbers(opt)]
+        findings = [*schema_findings(opt), *part_findings(opt), *_numbers(opt)]
     if not findings:
         findings = [*build_findings(opt), *(file_findings(opt) if data else vgg_findings(opt) if weights else ())]
     if findings:
@@ -100,11 +100,13 @@ def _numbers(opt: dict[str, Any]) -> Iterable[str]:
     yield from (f'{name} must be a positive whole number, got {integers[name]!r}' for name in wrong)
     if not (opt['num_gpu'] == 'auto' or _is_whole(opt['num_gpu'], at_least=0)):
         yield f'num_gpu must be auto, 0 (CPU) or a number of GPUs, got {opt["num_gpu"]!r}'
-    yield from _micro_batch(train)
-    if train.get('accumulation', 'exact') not in ('exact', 'plain'):
-        yield f'train.accumulation is {train["accumulation"]!r}{did_you_mean(train["accumulation"], ["exact", "plain"])}'
-    if not 0 <= train.get('ema_decay', 0) < 1:
-        yield f'train.ema_decay must be in [0, 1), got {train["ema_decay"]!r}'
+    decay = train.get('ema_decay') or 0
+    if not isinstance(decay, int | float) or not 0 <= decay < 1:
+        yield f'train.ema_decay must be in [0, 1), got {decay!r}'
+    wrapper = train.get('optim_wrapper')
+    half = isinstance(wrapper, dict) and wrapper.get('dtype') == 'bfloat16'
+    if half and opt['num_gpu'] != 0 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        yield 'train.optim_wrapper.dtype is bfloat16, which this GPU does not have: use float16'
     if wrong:
         return
     if data['gt_size'] % opt['scale']:
@@ -113,23 +115,6 @@ def _numbers(opt: dict[str, Any]) -> Iterable[str]:
     if judged is not None and judged != data['gt_size']:
         yield (f'network_d.input_size is {judged} but datasets.train.gt_size is {data["gt_size"]}: the discriminator '
                'judges whole crops, so make them equal')
-
-
-def _micro_batch(train: dict[str, Any]) -> Iterable[str]:
-    setting = train.get('micro_batch_size', 1)
-    if isinstance(setting, dict):
-        yield from unknown_keys(setting, _MICRO_PARTS, 'train.micro_batch_size', {})
-        yield from (f'train.micro_batch_size.{part} is missing' for part in sorted(_MICRO_PARTS - set(setting)))
-        yield from (f'train.micro_batch_size.{part} must be a positive whole number, got {size!r}'
-                    for part, size in setting.items() if not _is_whole(size, at_least=1))
-    elif setting != 'auto' and not _is_whole(setting, at_least=1):
-        yield f'train.micro_batch_size must be a positive whole number, auto or one number per part, got {setting!r}'
-    kept = train.get('kept_graphs', 0)
-    if kept != 'all' and not _is_whole(kept, at_least=0):
-        yield f'train.kept_graphs must be all or a number of micro-batches, got {kept!r}'
-    budget = train.get('memory_budget_gb')
-    if budget is not None and not (isinstance(budget, int | float) and budget > 0):
-        yield f'train.memory_budget_gb must be a positive number, got {budget!r}'
 
 
 def _is_whole(value: Any, at_least: int) -> bool:

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sr_bigbatch.core.distributed import world_size
 from sr_bigbatch.core.growth import Stage, parse_stages
 from sr_bigbatch.hosts.basicsr_plan import inexact, read_plan
-from sr_bigbatch.hosts.mmengine_optim import DTYPES
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow
 from sr_bigbatch.options import did_you_mean, unknown_keys
@@ -94,12 +93,9 @@ def _training_parts(train: dict[str, Any]) -> Iterable[str]:
     for name, find in finders.items():
         if train.get(name):
             yield from _built(train[name], f'train.{name}', find)
-    if train.get('optim_wrapper'):
+    if isinstance(train.get('optim_wrapper'), dict):  # if not, the schema says so
         wrapper = {'type': 'OverflowSafeOptimWrapper', **train['optim_wrapper']}
         yield from _built(wrapper, 'train.optim_wrapper', OPTIM_WRAPPERS.get, {'clip_grad'})
-        dtype = wrapper.get('dtype', 'float32')
-        if dtype not in DTYPES:
-            yield f'train.optim_wrapper.dtype is {dtype!r}{did_you_mean(dtype, DTYPES)}'
 
 
 def _from(registry: Registry) -> Callable[[str], Any]:

@@ -72,7 +72,7 @@ def _curves(axes: Any, name: str, rows: list[dict[str, Any]], borders: list[int]
             axis.axvline(border, color='grey', linestyle=':')
     sizes = list(dict.fromkeys(row['gt_size'] for row in train))
     axes[3].set_ylim(bottom=0)
-    axes[3].text(0.03, 0.05, f'crops of {" -> ".join(map(str, sizes))} px', transform=axes[3].transAxes, fontsize='small')
+    axes[3].set_title(f'Effective batch (crops {" -> ".join(map(str, sizes))} px)', fontsize='medium')
 
 
 def _images(folder: Path, borders: list[int]) -> list[tuple[str, Any]]:

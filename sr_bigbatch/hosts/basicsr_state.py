@@ -8,8 +8,9 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import nn
 
+from sr_bigbatch.core import checkpoint_set
 from sr_bigbatch.core.finite import poisoned
-from sr_bigbatch.core.storage import save_atomically
+from sr_bigbatch.core.storage import BadFile, load_tensors, save_atomically
 
 OURS = 'sr_bigbatch'  # our part of BasicSR's training state
 MOST_RESTORES = 3
@@ -60,6 +61,37 @@ def save_networks(path: Path, nets: dict[str, nn.Module]) -> None:
                      for key, net in nets.items()}, path)
 
 
+def seal(model: Any, iteration: int) -> None:
+    """Finish the save of an iteration with its manifest, and remove saves that need not be kept.
+
+    Raises:
+        OSError: if it could not be written.
+    """
+    root, settings = Path(model.opt['path']['experiments_root']), model.opt['logger']
+    checkpoint_set.seal(root, iteration, checkpoint_set.files_of(root, iteration))
+    if settings.get('keep_last'):
+        best = {entry['iter'] for metrics in getattr(model, 'best_metric_results', {}).values()
+                for entry in metrics.values()}
+        checkpoint_set.prune(root, int(settings['keep_last']), best if settings.get('keep_best') else ())
+
+
+def weights_of(path: str, param_key: str | None) -> dict[str, torch.Tensor]:
+    """The weights of one network in a file of BasicSR's or of safetensors, as BasicSR chooses them.
+
+    Raises:
+        BadFile: if the file is torn, hostile, or holds no such weights.
+    """
+    content = load_tensors(Path(path))
+    if param_key is not None and param_key not in content and 'params' in content:
+        get_root_logger().info(f'{path} has no {param_key}; params are taken.')
+        param_key = 'params'
+    weights: Any = content if param_key is None else content.get(param_key)
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise BadFile(f'{path} holds no weights under the key {param_key!r} (path.param_key_g, path.param_key_d): it has '
+                      f'{", ".join(map(str, list(content)[:5]))}')
+    return {name.removeprefix('module.'): value for name, value in weights.items()}
+
+
 def save_training_state(model: Any, epoch: int, iteration: int) -> None:
     """Write BasicSR's training state, and ours in it."""
     state = {'epoch': epoch, 'iter': iteration, 'optimizers': [optimizer.state_dict() for optimizer in model.optimizers],
@@ -82,14 +114,16 @@ def return_to_last_good(model: Any, reason: str) -> int:
     """
     model.restores += 1
     folder = Path(model.opt['path']['training_states'])
-    saved = sorted((int(file.stem) for file in folder.glob('*.state') if file.stem.isdigit()), reverse=True)
+    root = folder.parent
+    saved = [iteration for iteration in reversed(checkpoint_set.iterations(root))
+             if checkpoint_set.fault(root, iteration) is None]
     if not saved or model.restores > MOST_RESTORES:
         why = ('nothing has been saved yet to return to' if not saved else
                f'this has happened {model.restores} times; lower train.optim_g.lr and train.optim_d.lr, or clip gradients '
                f'(train.optim_wrapper.clip_grad: {{max_norm: 1}}), and go on from {folder / str(saved[0])}.state')
         raise GaveUp(f'{reason}: {why}')
     models = Path(model.opt['path']['models'])
-    state = torch.load(folder / f'{saved[0]}.state', map_location='cpu', weights_only=True)
+    state = load_tensors(folder / f'{saved[0]}.state')
     if any(len(optimizer.param_groups) != len(content['param_groups'])
            for optimizer, content in zip(model.optimizers, state['optimizers'], strict=True)):
         raise GaveUp(f'{reason}: the newest save, of iteration {saved[0]}, is from before the discriminator grew; go on '

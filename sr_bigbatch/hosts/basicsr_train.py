@@ -1,12 +1,11 @@
 """Runs a BasicSR training: BasicSR's loop with checks before it, a progress bar in it and pictures after it."""
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import random
-import sys
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 from basicsr.utils import (
-    MessageLogger,
     check_resume,
     get_env_info,
     get_root_logger,
@@ -27,32 +25,40 @@ from basicsr.utils import (
     set_random_seed,
 )
 from basicsr.utils.options import copy_opt_file, dict2str
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sr_bigbatch.core.distributed import rank, world_size
-from sr_bigbatch.core.memory import peak_bytes
+from sr_bigbatch.core.checkpoint_set import newest_valid
+from sr_bigbatch.core.distributed import rank, world_size, worst
+from sr_bigbatch.core.stop import StopRequest
+from sr_bigbatch.core.storage import load_tensors
 from sr_bigbatch.hosts.basicsr_files import say_which_vgg
 from sr_bigbatch.hosts.basicsr_growth import crop_sizes, stages_of
-from sr_bigbatch.hosts.basicsr_loader import BatchOrder, seed_everything, training_loader
+from sr_bigbatch.hosts.basicsr_loader import BatchOrder, training_loader
 from sr_bigbatch.hosts.basicsr_pictures import draw_run
 from sr_bigbatch.hosts.basicsr_progress_pictures import draw_progress
+from sr_bigbatch.hosts.basicsr_run import Run
 
-LOG_FILE = 'train_log.jsonl'
 
-
-def train(opt: dict[str, Any], option_file: str) -> None:
+def train(opt: dict[str, Any], option_file: str) -> int:
     """Train with checked and completed options.
 
     Args:
         opt: see :func:`sr_bigbatch.hosts.basicsr_options.check` and ``complete``.
         option_file: its path; a copy goes into the experiment's folder.
+
+    Returns:
+        The exit status: 0 finished; 128 and the number of a signal that ended it, after a save.
+
+    Raises:
+        GaveUp: if it cannot go on, or its last save could not be written.
     """
     _seed(opt)
     torch.backends.cudnn.benchmark = True
-    resume_state = _resume_state(opt)
+    resume_state, passed_over = _resume_state(opt)
     tb_logger = _open_experiment(opt, option_file, fresh=resume_state is None)
     logger = get_root_logger()
+    for line in passed_over:
+        logger.warning(line)
     loader, order, val_loaders = _loaders(opt)
     model = build_model(opt)
     iteration = 0
@@ -60,28 +66,38 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         model.resume_training(resume_state)
         iteration = order.iteration = resume_state['iter']
         logger.info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
-    run = _Run(opt, model, val_loaders, tb_logger, iteration)
+    run = Run(opt, model, val_loaders, tb_logger, iteration)
     if iteration == 0 and (opt.get('val') or {}).get('val_at_start'):
         run.validate(0)
     started = time.time()
-    with logging_redirect_tqdm([logger]), run.bar:
+    with logging_redirect_tqdm([logger]), run.bar, StopRequest() as stop:
         batches = iter(loader) if iteration < opt['train']['total_iter'] else iter(())
         for iteration in range(iteration + 1, opt['train']['total_iter'] + 1):  # noqa: B020
             waiting = time.perf_counter()
             batch = next(batches)
             run.one((iteration - 1) // order.per_epoch, iteration, batch, time.perf_counter() - waiting)
+            number = worst(stop.signal, model.device)
+            if number:
+                logger.warning(f'{signal.Signals(number).name}: iteration {iteration} is finished and saved.')
+                run.save((iteration - 1) // order.per_epoch, iteration, last=True)
+                return 128 + number
     logger.info(f'End of training after {time.time() - started:.0f} s. Save the latest model.')
-    model.save(epoch=-1, current_iter=-1)
+    run.save(-1, -1, last=True)
     run.validate(iteration)
     if tb_logger:
         tb_logger.close()
     if rank() == 0 and val_loaders:
-        folder = Path(opt['path']['experiments_root'])
-        pictures = draw_run(model, val_loaders[0], folder, opt['scale'])
-        if stages_of(opt):
-            pictures.append(draw_progress([folder], folder / 'progressive.png'))
-        for picture in pictures:
-            logger.info(f'Picture: {picture}')
+        _draw(opt, model, val_loaders[0])
+    return 0
+
+
+def _draw(opt: dict[str, Any], model: Any, val_loader: Any) -> None:
+    folder = Path(opt['path']['experiments_root'])
+    pictures = draw_run(model, val_loader, folder, opt['scale'])
+    if stages_of(opt):
+        pictures.append(draw_progress([folder], folder / 'progressive.png'))
+    for picture in pictures:
+        get_root_logger().info(f'Picture: {picture}')
 
 
 def _seed(opt: dict[str, Any]) -> None:
@@ -104,17 +120,18 @@ def start_processes(opt: dict[str, Any], launcher: str) -> None:
     opt['rank'], opt['world_size'] = rank(), world_size()
 
 
-def _resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    path = opt['path'].get('resume_state')
+def _resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The training state to go on from, or None; and a line for each newer one that cannot be used."""
+    path, passed_over = opt['path'].get('resume_state'), list[str]()
     if opt['auto_resume']:
-        states = [file for file in Path(opt['path']['training_states']).glob('*.state') if file.stem.isdigit()]
-        path = str(max(states, key=lambda file: int(file.stem))) if states else path
+        found, passed_over = newest_valid(Path(opt['path']['experiments_root']))
+        path = path if found is None else str(found)
     if path is None:
-        return None
+        return None, passed_over
     opt['path']['resume_state'] = path
-    state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True)
+    state = load_tensors(Path(path))
     check_resume(opt, state['iter'])
-    return state
+    return state, passed_over
 
 
 def _open_experiment(opt: dict[str, Any], option_file: str, fresh: bool) -> Any:
@@ -151,66 +168,3 @@ def _loaders(opt: dict[str, Any]) -> tuple[Any, BatchOrder, list[Any]]:
         if phase != 'train':
             val_loaders.append(build_dataloader(build_dataset(settings), settings, num_gpu=opt['num_gpu'], dist=opt['dist']))
     return loader, order, val_loaders
-
-
-class _Run:
-    """One training on its way: step, log, save, validate."""
-
-    def __init__(self, opt: dict[str, Any], model: Any, val_loaders: list[Any], tb_logger: Any, iteration: int) -> None:
-        self.opt, self.model, self.val_loaders, self.tb_logger = opt, model, val_loaders, tb_logger
-        self.messages = MessageLogger(opt, iteration, tb_logger)
-        self.messages.max_iters += 1  # BasicSR's ETA is one iteration short: below zero at the last one
-        self.bar = tqdm(total=opt['train']['total_iter'], initial=iteration, unit='it', dynamic_ncols=True,
-                        disable=rank() != 0 or not sys.stderr.isatty())
-        self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
-        self.log_file = Path(opt['path']['experiments_root']) / LOG_FILE
-
-    def one(self, epoch: int, iteration: int, batch: dict[str, Any], waited: float) -> None:
-        """Make one iteration and what is due after it."""
-        seed_everything(self.opt['manual_seed'] + iteration * world_size() + rank())  # a resumed run draws the same numbers
-        self.model.update_learning_rate(iteration, warmup_iter=self.opt['train'].get('warmup_iter', -1))
-        self.model.feed_data(batch)
-        self.model.optimize_parameters(iteration)
-        for event in getattr(getattr(self.model, 'report', None), 'events', ()):
-            self._write({'iter': iteration, 'event': event.kind, 'part': event.part, 'text': event.text})
-        self.waited, self.count = self.waited + waited, self.count + 1
-        self.images += len(self.model.lq) * world_size()
-        self.bar.update()
-        settings, last = self.opt['logger'], iteration == self.opt['train']['total_iter']
-        if iteration % settings['print_freq'] == 0 or last:
-            self._log(epoch, iteration)
-        if iteration % settings['save_checkpoint_freq'] == 0:
-            get_root_logger().info('Saving models and training states.')
-            self.model.save(epoch, iteration)
-        val = self.opt.get('val')
-        if val and iteration % int(val['val_freq']) == 0 and not last:
-            self.validate(iteration)
-
-    def _log(self, epoch: int, iteration: int) -> None:
-        losses, rates = self.model.get_current_log(), self.model.get_current_learning_rate()
-        seconds = (time.perf_counter() - self.since) / self.count
-        speed = {'images_per_s': self.images / self.count / seconds, 'peak_gb': peak_bytes(self.model.device) / 1e9}
-        self.bar.set_postfix({'images/s': f'{speed["images_per_s"]:.1f}', 'lr': f'{rates[0]:.1e}',
-                              'peak GB': f'{speed["peak_gb"]:.1f}',
-                              **{name: f'{value:.3g}' for name, value in losses.items() if name.startswith('l_')}})
-        self.messages({'epoch': epoch, 'iter': iteration, 'lrs': rates, 'time': seconds,
-                       'data_time': self.waited / self.count, **losses, **speed})
-        shown = {'batch': len(self.model.lq) * world_size(), 'gt_size': self.model.gt.shape[-1]}
-        self._write({'iter': iteration, 'epoch': epoch, 'lr': rates[0], **losses, **speed, **shown})
-        self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
-
-    def validate(self, iteration: int) -> None:
-        """Validate on every validation set and write down the metrics."""
-        val = self.opt.get('val') or {}
-        for loader in self.val_loaders if val else []:
-            before = time.perf_counter()
-            self.model.validation(loader, iteration, self.tb_logger, val.get('save_img', False))
-            metrics = getattr(self.model, 'metric_results', {})
-            self._write({'iter': iteration, 'val': loader.dataset.opt['name'],
-                         **{name: float(value) for name, value in metrics.items()}})
-            self.since += time.perf_counter() - before
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if rank() == 0:
-            with self.log_file.open('a', encoding='utf-8') as file:
-                file.write(json.dumps(record) + '\n')

@@ -83,7 +83,8 @@ class RunnerTraining:
         if gt_size != self.first_size:
             if hasattr(self.model, 'replan'):
                 self.model.replan(self.first_size, gt_size)
-            self.runner.logger.info(f'Crops of {gt_size} px, effective batch {self.effective_batch}.')
+            count = len(batch['gt'] if 'gt' in batch else batch['inputs'])
+            self.runner.logger.info(f'Crops of {gt_size} px, effective batch {count * world_size()}.')
 
     def _images(self, batch: dict[str, Any]) -> dict[str, Any]:
         if 'gt' in batch:

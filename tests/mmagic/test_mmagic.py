@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore'),
-              pytest.mark.skipif(importlib.util.find_spec('mmagic') is None, reason='mmagic is not installed; make slow does')]
+              pytest.mark.skipif(importlib.util.find_spec('mmagic') is None, reason='mmagic is not installed (make slow)')]
 
 CONFIG = '.mim/configs/esrgan/esrgan_x4c64b23g32_1xb16-400k_div2k.py'
 

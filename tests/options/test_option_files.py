@@ -12,8 +12,9 @@ FULL = [file for file in FILES if 'quickstart' not in file.stem]
 
 
 def test_the_promised_files_are_there():
-    assert {file.stem for file in FILES} == {'quickstart', 'progressive_quickstart', 'rrdb_psnr_128_bs128', 'esrgan_128_bs128',
-                                             'esrgan_256_bs128', 'esrgan_progressive_128to256_bs128'}
+    assert {file.stem for file in FILES} == {'quickstart', 'progressive_quickstart', 'rrdb_psnr_128_bs128',
+                                             'esrgan_128_bs128', 'esrgan_256_bs128',
+                                             'esrgan_progressive_128to256_bs128'}
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)

@@ -1,0 +1,41 @@
+"""Signals that ask a training to end, without losing the step that is under way."""
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """As a context manager, remembers the first signal. At the second one the process leaves at once.
+
+    Attributes:
+        signal: number of the signal; 0 for none so far.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        """Begin to listen."""
+        self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """For loader workers: a signal to the whole group must not take them from a step that is to be finished."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,41 @@
+"""Looks into the LMDBs of BasicSR's layout without trusting them."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import lmdb
+
+
+def lmdb_findings(folder: Path) -> Iterable[str]:
+    """A finding for an LMDB that is no LMDB, was cut off, or lacks an image that its ``meta_info.txt`` names.
+
+    Reading beyond the end of a file that was cut off would end the process with a bus error and no message.
+
+    Args:
+        folder: whose name ends in ``.lmdb``.
+    """
+    data = folder / 'data.mdb'
+    if not data.is_file():
+        yield f'{data} is missing'
+        return
+    try:
+        with lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False) as environment:
+            pages, size = environment.info()['last_pgno'] + 1, environment.stat()['psize']
+            if pages * size > os.path.getsize(data):
+                yield (f'{data} was cut off: it should have {pages * size} bytes and has {os.path.getsize(data)}. Copy or '
+                       'make it again')
+                return
+            with environment.begin() as transaction:
+                yield from _missing(folder, transaction.cursor())
+    except lmdb.Error as error:
+        yield f'{data} is no LMDB, or damaged ({error})'
+
+
+def _missing(folder: Path, cursor: lmdb.Cursor) -> Iterable[str]:
+    for line in (folder / 'meta_info.txt').read_text(encoding='utf-8').splitlines():
+        key = Path(line.split(' ')[0]).stem
+        if line.strip() and not cursor.set_key(key.encode()):
+            yield f'{folder} has no image {key}, which its meta_info.txt names'
+            return

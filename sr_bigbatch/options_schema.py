@@ -1,0 +1,85 @@
+"""The option keys that this package adds to BasicSR's, as a JSON schema: what checks them, and what editors can use."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from .options import did_you_mean
+
+_COUNT = {'type': 'integer', 'minimum': 1}
+_SHARE = {'type': 'integer', 'minimum': 0}
+
+
+def _section(**properties: Any) -> dict[str, Any]:
+    return {'type': 'object', 'properties': properties}
+
+
+def _key(must_be: str, meaning: str, **schema: Any) -> dict[str, Any]:
+    return {'title': must_be, 'description': meaning, **schema}
+
+
+_STAGE = {'type': 'object', 'required': ['gt_size'], 'properties': {
+    'gt_size': _COUNT, 'until': _COUNT, 'until_images': _COUNT, 'batch_size': _COUNT}}
+_HOOK = {'type': 'object', 'required': ['type'], 'properties': {
+    'type': {'type': 'string'}, 'stages': {'type': 'array', 'items': _STAGE, 'minItems': 1},
+    'growth': {'enum': ['append', 'prepend']}, 'fade_iters': _SHARE, 'warmup_iters': _SHARE, 'lead': _SHARE,
+    'new_lr_factor': {'type': 'number', 'exclusiveMinimum': 0}, 'change_effective_batch': {'type': 'boolean'}}}
+
+SCHEMA: dict[str, Any] = {
+    '$schema': 'https://json-schema.org/draft/2020-12/schema',
+    'title': 'Options of sr_bigbatch, beside those of BasicSR',
+    **_section(
+        train=_section(
+            micro_batch_size=_key(
+                'a positive whole number, auto or one number per part', 'samples worked on at a time', anyOf=[
+                    _COUNT, {'const': 'auto'}, {'type': 'object', 'additionalProperties': False,
+                                                'required': ['generator', 'perceptual', 'discriminator'],
+                                                'properties': dict.fromkeys(('generator', 'perceptual', 'discriminator'),
+                                                                            _COUNT)}]),
+            memory_budget_gb=_key('a positive number', 'what auto may use, in GB', type=['number', 'null'],
+                                  exclusiveMinimum=0),
+            kept_graphs=_key('all or a number of micro-batches', 'micro-batches of the generator whose graph is kept',
+                             anyOf=[_SHARE, {'const': 'all'}]),
+            accumulation=_key('exact or plain', 'relativistic means over the batch or over micro-batches',
+                              enum=['exact', 'plain']),
+            relativistic_gan=_key('true or false', 'false is the plain GAN of SRGAN', type='boolean'),
+            optim_wrapper=_key('a section', 'precision, loss scale and clipping', type='object', properties={
+                'type': {'type': 'string'},
+                'dtype': _key('float32, bfloat16 or float16', 'of autocast', enum=['float32', 'bfloat16', 'float16']),
+                'loss_scale': _key('dynamic, a positive number, or settings', 'of float16', anyOf=[
+                    {'const': 'dynamic'}, {'type': 'number', 'exclusiveMinimum': 0}, {'type': 'object'}]),
+                'clip_grad': _key('a section as {max_norm: 1}', 'gradient clipping', type=['object', 'null'])})),
+        network_g=_section(activation_memory=_key(
+            'lean, compact, minimal, auto, or a dict of features, blocks and tail', 'what the generator keeps', anyOf=[
+                {'enum': ['lean', 'compact', 'minimal', 'auto']}, {'type': 'object'}])),
+        datasets=_section(train=_section(on_bad_image=_key(
+            'fatal or skip', 'what is done about an image that cannot be read', enum=['fatal', 'skip']))),
+        logger=_section(
+            keep_last=_key('a positive number of saves', 'older saves are removed', type=['integer', 'null'], minimum=1),
+            keep_best=_key('true or false', 'saves with the best metrics stay, too', type='boolean')),
+        val=_section(val_at_start=_key('true or false', 'validate before the first iteration', type='boolean')),
+        custom_hooks=_key('a list of {type: ...}', 'mmengine hooks', type=['array', 'null'], items=_HOOK))}
+
+
+def schema_findings(opt: dict[str, Any]) -> Iterable[str]:
+    """A finding for each of our keys whose value cannot be meant."""
+    errors = Draft202012Validator(SCHEMA).iter_errors(opt)
+    for error in sorted(errors, key=lambda error: list(map(str, error.absolute_path))):
+        where = ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in error.absolute_path).lstrip('.')
+        yield f'{where} {_sentence(error)}'
+
+
+def _sentence(error: ValidationError) -> str:
+    schema: Any = error.schema
+    value: Any = error.instance
+    if error.validator == 'enum':
+        choices: Any = error.validator_value
+        return f'is {value!r}{did_you_mean(value, choices)}'
+    inner = [one.message for one in error.context or () if one.validator in ('required', 'additionalProperties')]
+    more = f' ({inner[0]})' if inner else ''
+    if 'title' in schema:
+        return f'must be {schema["title"]}, got {value!r}{more}'
+    return f': {error.message}'

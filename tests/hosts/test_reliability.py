@@ -1,0 +1,250 @@
+"""Runs that are killed, stopped, out of space or given broken files, as a user meets them."""
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sr_bigbatch.core import storage
+from tests.conftest import ROOT, load_tool, run_train
+from tests.hosts.test_progressive import _same
+
+ITERATIONS = 8
+
+
+@pytest.fixture
+def short(opt, tmp_path):
+    """A run of a second: no validation, a save at every second iteration."""
+    del opt['val'], opt['datasets']['val']
+    opt['train'].update(total_iter=ITERATIONS)
+    opt['logger'].update(save_checkpoint_freq=2)
+    opt['datasets']['train']['num_worker_per_gpu'] = 0
+    return opt
+
+
+def _write(opt, path):
+    path.write_text(yaml.safe_dump(opt))
+    return str(path)
+
+
+def _fork(arguments, prepare=lambda: None):
+    """Run ``tools/train.py`` in a child of this process, which has imported everything already; returns its id."""
+    child = os.fork()
+    if child == 0:
+        status = 99
+        try:
+            torch.set_num_threads(1)
+            prepare()
+            sys.argv = ['train.py', *arguments]
+            sys.stdout = sys.stderr = open(os.devnull, 'w')
+            status = load_tool('train').main()
+        finally:
+            os._exit(status)
+    return child
+
+
+def _status(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _slow_saves():
+    """Half of the time of a save is spent between writing a file and giving it its name."""
+    replace = os.replace
+
+    def slowly(*arguments):
+        time.sleep(0.02)
+        replace(*arguments)
+
+    storage.os.replace = slowly
+
+
+def _final(folder):
+    return {file.name: torch.load(file, weights_only=True)
+            for file in (*(folder / 'models').glob(f'net_*_{ITERATIONS}.pth'),
+                         folder / 'training_states' / f'{ITERATIONS}.state')}
+
+
+def _kill_trials(short, tmp_path, trials):
+    assert _status(_fork(['-opt', _write(short, tmp_path / 'run.yml')])) == 0
+    expected, inside, whole = _final(tmp_path / 'experiments' / 'quickstart'), 0, 3.0
+    for trial in range(trials):
+        random.seed(trial)
+        arguments = ['-opt', _write({**short, 'name': f'trial_{trial}'}, tmp_path / 'run.yml'), '--auto_resume']
+        folder, kills = tmp_path / 'experiments' / f'trial_{trial}', 0
+        while True:
+            began, child = time.monotonic(), _fork(arguments, _slow_saves)
+            if kills == 2:
+                assert _status(child) == 0
+                break
+            time.sleep(random.uniform(0.3, 1.0) * whole)
+            os.kill(child, signal.SIGKILL)
+            if _status(child) == 0:
+                whole = min(whole, time.monotonic() - began)
+                break
+            kills += 1
+            inside += bool(list(folder.glob('*/.*.part')))
+        assert set(expected) <= {file.name for file in folder.glob('*/*')}
+        _same(_final(folder), expected, f'trial {trial}')
+        assert not list(folder.glob('*/.*.part')) or kills
+        shutil.rmtree(folder)
+    return inside
+
+
+def test_a_killed_run_ends_with_the_same_bits(short, tmp_path):
+    _kill_trials(short, tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_fifty_killed_runs_end_with_the_same_bits(short, tmp_path):
+    assert _kill_trials(short, tmp_path, 50) > 0  # some kills met a save
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_the_run_after_a_save_and_nothing_is_lost(short, tmp_path, number):
+    short['logger']['save_checkpoint_freq'] = 1000
+    short['train']['total_iter'] = 100_000
+    file, states = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart' / 'training_states'
+    child = _fork(['-opt', file])
+    _wait_for(tmp_path / 'experiments' / 'quickstart' / 'train_log.jsonl')
+    os.kill(child, number)
+    assert _status(child) == 128 + number
+    stopped, = (int(state.stem) for state in states.glob('*.state'))
+    log = (states.parent / 'train_log.jsonl').read_text().count('"l_g_pix"')
+    assert log == stopped  # the step under way was finished, logged and saved
+    child = _fork(['-opt', file, '--auto_resume', '--force_yml', f'train:total_iter={stopped + 2}',
+                   'logger:save_checkpoint_freq=1'])
+    assert _status(child) == 0 and (states / f'{stopped + 2}.state').is_file()
+
+
+def _wait_for(path, seconds=60):
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f'{path} did not appear'
+        time.sleep(0.05)
+
+
+def test_a_second_signal_leaves_at_once(short, tmp_path):
+    short['train']['total_iter'] = 100_000
+
+    def stuck():
+        import sr_bigbatch.hosts.basicsr_run as run
+        run.Run.one = lambda *arguments: [Path(tmp_path / 'stuck').touch(), time.sleep(60)]
+
+    child = _fork(['-opt', _write(short, tmp_path / 'run.yml')], stuck)
+    _wait_for(tmp_path / 'stuck')
+    began = time.monotonic()
+    for _ in range(2):
+        os.kill(child, signal.SIGTERM)
+        time.sleep(0.3)
+    assert _status(child) == 143 and time.monotonic() - began < 10
+
+
+def test_no_room_for_a_save_keeps_the_one_before_and_ends_with_an_error(short, tmp_path):
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file, '--force_yml', 'train:total_iter=2'])) == 0
+    before = {path: path.read_bytes() for path in folder.glob('*/2.*')}
+
+    def no_room():  # no file may grow larger than this: what a full disk does, also to root
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    assert _status(_fork(['-opt', file, '--auto_resume'], no_room)) == 1
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert not list(folder.glob('*/*.part')) and not list(folder.glob('*/4.*')) and not list(folder.glob('*/*_4.pth'))
+    assert 'what was saved before is whole' in next(iter(sorted(folder.glob('train_*.log'))[-1:])).read_text()
+    assert _status(_fork(['-opt', file, '--auto_resume'])) == 0
+
+
+def test_a_folder_that_cannot_be_written_ends_with_an_error(short, tmp_path):
+    def spoil():
+        import sr_bigbatch.hosts.basicsr_run as run
+        original = run.Run.one
+
+        def one(self, *arguments):
+            folder = Path(self.opt['path']['models'])
+            if folder.is_dir():
+                shutil.rmtree(folder)
+                folder.write_text('no folder any more')
+            return original(self, *arguments)
+
+        run.Run.one = one
+
+    assert _status(_fork(['-opt', _write(short, tmp_path / 'run.yml')], spoil)) == 1
+
+
+def test_auto_resume_passes_over_a_damaged_save_and_says_so(short, tmp_path):
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file, '--force_yml', 'logger:keep_last=3'])) == 0
+    assert sorted(int(state.stem) for state in folder.glob('training_states/*.state')) == [4, 6, 8]
+    expected = _final(folder)
+    for name in ('models/net_g_8.pth', 'training_states/6.state'):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:len(content) // 2])
+    assert _status(_fork(['-opt', file, '--auto_resume'])) == 0
+    log = sorted(folder.glob('train_*.log'))[-1].read_text()
+    assert 'save of iteration 8 is passed over: models/net_g_8.pth has' in log and 'iteration 6 is passed over' in log
+    assert 'iter: 4.' in log
+    _same(_final(folder), expected, 'resumed at 4')
+
+
+def test_two_processes_go_on_where_one_has_stopped(short, tmp_path):
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file])) == 0
+    expected = _final(folder)
+    for state in folder.glob('*/*8*'):
+        state.unlink()
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29617',
+         str(ROOT / 'tools' / 'train.py'), '-opt', file, '--launcher', 'pytorch', '--auto_resume', '--force_yml',
+         'datasets:train:batch_size_per_gpu=2'], capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr[-2000:]
+    for key, value in expected[f'net_g_{ITERATIONS}.pth']['params'].items():
+        found = _final(folder)[f'net_g_{ITERATIONS}.pth']['params'][key]
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6)  # sums in another order
+
+
+def _lmdb(short, data, tmp_path):
+    for name in ('train_gt', 'train_lq'):
+        shutil.copytree(data / f'{name}.lmdb', tmp_path / f'{name}.lmdb')
+    short['datasets']['train'].update(io_backend={'type': 'lmdb'}, dataroot_gt=str(tmp_path / 'train_gt.lmdb'),
+                                      dataroot_lq=str(tmp_path / 'train_lq.lmdb'))
+    return tmp_path / 'train_gt.lmdb'
+
+
+def test_a_broken_lmdb_is_named_before_the_start(short, data, tmp_path, monkeypatch, capsys):
+    folder = _lmdb(short, data, tmp_path)
+    whole = (folder / 'data.mdb').read_bytes()
+    meta = (folder / 'meta_info.txt').read_text()
+    for content, names, message in ((whole[:len(whole) // 2], meta, 'was cut off: it should have'),
+                                    (b'no database', meta, 'is no LMDB, or damaged'),
+                                    (whole, meta + 'ghost.png (128,128,3) 1\n', 'has no image ghost')):
+        (folder / 'data.mdb').write_bytes(content)
+        (folder / 'meta_info.txt').write_text(names)
+        assert run_train(short, tmp_path, monkeypatch) == 2
+        assert message in capsys.readouterr().err
+    (folder / 'data.mdb').unlink()
+    assert run_train(short, tmp_path, monkeypatch) == 2
+    assert 'data.mdb is missing' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('choice', ['fatal', 'skip'])
+def test_an_unreadable_image_is_named_and_fatal_or_skipped(short, data, tmp_path, monkeypatch, capsys, choice):
+    for name in ('train_gt', 'train_lq'):
+        shutil.copytree(data / name, tmp_path / name)
+        short['datasets']['train'][f'dataroot_{name[-2:]}'] = str(tmp_path / name)
+    broken = sorted((tmp_path / 'train_gt').iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:200])
+    short['datasets']['train'].update(on_bad_image=choice, num_worker_per_gpu=1)
+    assert run_train(short, tmp_path, monkeypatch) == (1 if choice == 'fatal' else 0)
+    said = capsys.readouterr().err
+    assert str(broken) in said and {'fatal': 'on_bad_image: skip', 'skip': 'the next image stands in'}[choice] in said
+    if choice == 'skip':
+        assert '"n_unreadable": ' in (tmp_path / 'experiments' / 'quickstart' / 'train_log.jsonl').read_text()

@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Check an option file as a training would, and tell everything that is wrong at once. Nothing is written or downloaded."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import sr_bigbatch  # noqa: F401  (registers the components)
+from sr_bigbatch.hosts.basicsr_auto import choose_plan
+from sr_bigbatch.hosts.basicsr_growth import plan_later_stages
+from sr_bigbatch.hosts.basicsr_options import check
+from sr_bigbatch.options import OptionError, load, override
+from sr_bigbatch.options_schema import SCHEMA
+
+
+def main() -> int:
+    """Parse the command line, check; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 a training can start, 2 something has to '
+                                     'be changed first.')
+    parser.add_argument('-opt', metavar='FILE', help='option file')
+    parser.add_argument('--force_yml', nargs='+', default=[], metavar='SECTION:KEY=VALUE', help='change options')
+    parser.add_argument('--vram', type=float, metavar='GB', help='also predict whether it fits a GPU of this size')
+    parser.add_argument('--schema', action='store_true', help="print the JSON schema of this package's keys, for editors")
+    args = parser.parse_args()
+    if args.schema:
+        print(json.dumps(SCHEMA, indent=1))
+        return 0
+    if args.opt is None:
+        parser.error('give -opt FILE, or --schema')
+    try:
+        opt = load(args.opt)
+        override(opt, args.force_yml)
+        check(opt)
+        if args.vram:
+            plan_later_stages(opt, args.vram * 2**30)
+            plan = choose_plan(opt, int(opt['datasets']['train']['gt_size']), args.vram * 2**30)
+            print(f'Predicted peak {plan.total_bytes / 2**30:.2f} GB of {args.vram:g} GB: {" ".join(plan.options)}')
+    except OptionError as error:
+        print(f'{args.opt}: {len(error.findings)} to be changed:\n{error}', file=sys.stderr)
+        return 2
+    print(f'{args.opt}: nothing to be changed.')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
