@@ -26,6 +26,16 @@ class ElasticPlan:
         self.quiet = quiet
         self._calm, self._grown = 0, False
 
+    def state_dict(self) -> dict[str, int]:
+        """What is in force: a micro-batch for each part, and the kept graphs."""
+        return {**vars(self.now.micro), 'kept_graphs': self.now.kept_graphs}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over what was in force, as far as it is smaller than what is wanted."""
+        sizes = {part: min(int(state[part]), size) for part, size in vars(self.wanted.micro).items()}
+        self.now = replace(self.wanted, micro=replace(self.wanted.micro, **sizes),
+                           kept_graphs=min(int(state['kept_graphs']), self.wanted.kept_graphs))
+
     def shrink(self, part: str, whole: Collection[str] = ()) -> str | None:
         """Make ``part`` take less memory.
 

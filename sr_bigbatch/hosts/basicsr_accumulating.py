@@ -42,6 +42,7 @@ class Accumulating:
         self.report: StepReport | None = None
         self.events, self.files = EventLog(), list[str]()
         self.growths: list[str] = []
+        self.saved_plan: dict[str, int] | None = None
         self.idle: list[int] = []  # optimizers whose network was left as it is in the last iteration
         self.budget_bytes = self._budget(opt)
         self.stage_plans = basicsr_growth.plan_later_stages(opt, self.budget_bytes)

@@ -84,6 +84,9 @@ def replan(model: Any, gt_size: int, effective_batch: int) -> None:
     plan = plan_for(model, gt_size)
     if plan != model.step.recovery.plan.wanted:
         model.step.recovery.plan = ElasticPlan(plan)
+        if model.saved_plan:  # the first stage of a resumed run
+            model.step.recovery.plan.load_state_dict(model.saved_plan)
+            model.saved_plan = None
     get_root_logger().info(f'Crops of {gt_size} px, effective batch {effective_batch}. Samples at a time: generator '
                            f'{plan.micro.generator}, losses {plan.micro.perceptual}, discriminator '
                            f'{plan.micro.discriminator}. Generator graphs kept: {plan.kept_graphs}.')

@@ -40,7 +40,8 @@ def our_state(model: Any) -> dict[str, Any]:
     """What our models know beyond BasicSR's."""
     return {'loss_scales': [wrapper.safe_update.loss_scale.state_dict() for wrapper in model.optim_wrappers],
             'precision': model.step.recovery.precision.state_dict(), 'events': model.events.state_dict(),
-            'growths': list(model.growths), 'idle': list(model.idle)}
+            'growths': list(model.growths), 'idle': list(model.idle),
+            'plan': model.step.recovery.plan.state_dict()}
 
 
 def load_our_state(model: Any, state: dict[str, Any]) -> None:
@@ -52,7 +53,9 @@ def load_our_state(model: Any, state: dict[str, Any]) -> None:
         wrapper.safe_update.loss_scale.load_state_dict(scale)
     model.step.recovery.precision.load_state_dict(ours['precision'])
     model.events.load_state_dict(ours['events'])
-    model.idle = list(ours.get('idle', ()))
+    model.idle, model.saved_plan = list(ours.get('idle', ())), ours.get('plan')
+    if model.saved_plan and not model.stage_plans:  # with stages, when the first is entered
+        model.step.recovery.plan.load_state_dict(model.saved_plan)
 
 
 def save_networks(path: Path, nets: dict[str, nn.Module]) -> None:

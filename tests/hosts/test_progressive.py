@@ -46,7 +46,7 @@ def test_live_workers_follow_the_crop_size_and_batches_are_never_mixed(progressi
             sizes.append(batch['gt'].shape[-1])
             assert batch['lq'].shape[-1] * 4 == batch['gt'].shape[-1]
             if epoch == 0:
-                dataset.set_gt_size(128)
+                dataset.crop_size.pixels = 128
     assert sizes[0] == 64 and sizes[-1] == 128 and sizes == sorted(sizes)
 
 
@@ -62,7 +62,7 @@ def test_any_crop_of_a_pair_stays_aligned(progressive, tmp_path):
     @given(st.integers(4, 40), st.integers(1, 40))
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     def aligned(size, smaller):
-        dataset.set_gt_size(4 * size)
+        dataset.crop_size.pixels = 4 * size
         batch = torch.utils.data.default_collate(dataset.__getitems__([0, 0]))
         lq, gt = cut(batch['lq'], batch['gt'], 4 * min(size, smaller))
         assert lq.shape[-1] == min(size, smaller) and gt.shape[-1] == 4 * lq.shape[-1]

@@ -94,6 +94,8 @@ def test_one_update_is_the_undivided_one_where_mmagics_own_accumulation_is_not(c
         stock.train_step({name: values[index:index + 1] for name, values in _batch().items()}, wrappers)
     for name in ('generator', 'discriminator'):
         networks = [getattr(model, name) for model in (whole, start)]
+        print(f'{name}: ours {_difference(getattr(ours, name), *networks):.1e}, '
+              f'stock {_difference(getattr(stock, name), *networks):.2f}')
         assert _difference(getattr(ours, name), *networks) <= 1e-5
     assert _difference(stock.discriminator, whole.discriminator, start.discriminator) > 0.1
 
