@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 from pathlib import Path
 
-import torch
+from safetensors.torch import save
 
 import sr_bigbatch  # noqa: F401  (so that this script sees the same package as the training)
-from sr_bigbatch.core.storage import save_atomically
+from sr_bigbatch.core.storage import load_tensors, save_atomically, write_atomically
 from sr_bigbatch.core.weights import FORMATS, converted
 from sr_bigbatch.hosts.mmengine_train import admit_histories
 
@@ -20,14 +19,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 written, 2 the file is no such checkpoint.')
     parser.add_argument('source', type=Path, help='checkpoint with a generator')
     parser.add_argument('target', type=Path, help='the file to write')
-    parser.add_argument('--to', choices=FORMATS, required=True)
+    parser.add_argument('--to', choices=(*FORMATS, 'safetensors'), required=True,
+                        help='safetensors holds one network: the averaged generator, where there is one')
     args = parser.parse_args()
     admit_histories()
     try:
-        checkpoint = torch.load(args.source, map_location='cpu', weights_only=True)
-        save_atomically(converted(checkpoint, args.to), args.target)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        print(f'{args.source}: {str(error).splitlines()[0]}', file=sys.stderr)
+        checkpoint = load_tensors(args.source)
+        if args.to == 'safetensors':
+            networks = converted(checkpoint, 'basicsr')
+            weights = networks.get('params_ema', networks.get('params', {}))
+            write_atomically(lambda file: file.write(save({name: value.contiguous() for name, value in weights.items()})),
+                             args.target)
+        else:
+            save_atomically(converted(checkpoint, args.to), args.target)
+    except (OSError, ValueError) as error:
+        print(f'{args.source} was not converted: {str(error).splitlines()[0]}', file=sys.stderr)
         return 2
     print(args.target)
     return 0

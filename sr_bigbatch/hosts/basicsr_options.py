@@ -1,7 +1,7 @@
 """Checks the options of a BasicSR training before anything is built, and completes them as BasicSR does."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,26 @@ def check(opt: dict[str, Any], *, data: bool = True, weights: bool = True) -> No
     if findings:
         raise OptionError(findings)
     findings = [*_known_names(opt), *_missing(opt)]
+    for look in (schema_findings, part_findings, _numbers):
+        findings += _as_far_as_possible(look, opt, findings)
     if not findings:
-        findings = [*schema_findings(opt), *part_findings(opt), *_numbers(opt)]
-    if not findings:
-        findings = [*build_findings(opt), *(file_findings(opt) if data else vgg_findings(opt) if weights else ())]
+        findings += build_findings(opt)
+    if data or weights:
+        findings += _as_far_as_possible(file_findings if data else vgg_findings, opt, findings)
     if findings:
         raise OptionError(findings)
+
+
+def _as_far_as_possible(look: Callable[[dict[str, Any]], Iterable[str]], opt: dict[str, Any], known: list[str]) -> list[str]:
+    """What a check finds; it may stumble over what is known to be wrong."""
+    found = []
+    try:
+        for finding in look(opt):
+            found.append(finding)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        if not known and not found:
+            raise
+    return found
 
 
 def _known_names(opt: dict[str, Any]) -> Iterable[str]:

@@ -39,6 +39,15 @@ def test_the_tool_writes_a_file_that_the_other_side_loads(tmp_path, monkeypatch)
     assert torch.equal(names['generator.conv_first.weight'], saved['params']['conv_first.weight'])
 
 
+def test_safetensors_there_and_back(tmp_path, monkeypatch):
+    saved = _saved()
+    torch.save(saved, tmp_path / 'net_g.pth')
+    assert _convert(monkeypatch, tmp_path / 'net_g.pth', tmp_path / 'net_g.safetensors', '--to', 'safetensors') == 0
+    assert _convert(monkeypatch, tmp_path / 'net_g.safetensors', tmp_path / 'again.pth', '--to', 'basicsr') == 0
+    again = torch.load(tmp_path / 'again.pth', weights_only=True)['params']
+    assert all(torch.equal(again[name], value) for name, value in saved['params_ema'].items())
+
+
 class _Hostile:
     """Asks for an attribute of a module, as mmengine's own checkpoints ask for methods of their log histories."""
 

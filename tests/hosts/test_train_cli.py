@@ -140,10 +140,12 @@ def test_a_mistake_is_one_clear_error_before_anything_is_written(opt, tmp_path, 
 
 
 def test_several_mistakes_are_told_together(opt, tmp_path, monkeypatch, capsys):
-    opt['tarin'], opt['logger']['print_frq'] = {}, 3
+    opt['tarin'], opt['logger']['print_frq'], opt['train']['micro_batch_size'] = {}, 3, 0
+    opt['datasets']['train']['dataroot_gt'], opt['network_d']['norm'] = '/nowhere', 'group'
     assert _train(monkeypatch, '-opt', _write(opt, tmp_path / 'run.yml')) == 2
     error = capsys.readouterr().err
     assert 'did you mean train?' in error and 'did you mean print_freq?' in error
+    assert 'train.micro_batch_size must be' in error and 'there is no folder /nowhere' in error
 
 
 @pytest.mark.parametrize(('text', 'message'), [

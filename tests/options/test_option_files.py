@@ -2,10 +2,12 @@
 import copy
 
 import pytest
+import yaml
 
 from sr_bigbatch.hosts.basicsr_options import check
 from sr_bigbatch.options import OptionError, load
-from tests.conftest import ROOT
+from sr_bigbatch.options_schema import SCHEMA
+from tests.conftest import ROOT, load_tool
 
 FILES = sorted((ROOT / 'options').glob('*.yml'))
 FULL = [file for file in FILES if 'quickstart' not in file.stem]
@@ -40,3 +42,25 @@ def test_the_256_px_recipe_differs_from_the_128_px_one_in_size_alone():
     expected['datasets']['train']['gt_size'] = expected['network_d']['input_size'] = 256
     expected['train']['micro_batch_size'] = large['train']['micro_batch_size']
     assert large == expected
+
+
+def test_every_key_of_the_schema_is_in_the_readme():
+    text = (ROOT / 'README.md').read_text()
+    for section in ('train', 'network_g', 'logger', 'val'):
+        for key in SCHEMA['properties'][section]['properties']:
+            assert f'{section}.{key}`' in text, key
+
+
+def test_check_tells_what_train_would(opt, tmp_path, monkeypatch, capsys):
+    path = tmp_path / 'run.yml'
+    path.write_text(yaml.safe_dump(opt))
+    file = ['-opt', str(path)]
+    for arguments, status, said in ((file, 0, 'nothing to be changed'), ([*file, '--vram', '4'], 0, 'Predicted peak'),
+                                    ([*file, '--vram', '0.1'], 2, '1 to be changed'),
+                                    ([*file, '--force_yml', 'train:micro_batch_size=0'], 2, 'must be a positive'),
+                                    (['--schema'], 0, '"micro_batch_size"')):
+        monkeypatch.setattr('sys.argv', ['check.py', *arguments])
+        assert load_tool('check').main() == status
+        captured = capsys.readouterr()
+        assert said in captured.out + captured.err
+    assert list(tmp_path.iterdir()) == [path]
