@@ -33,7 +33,8 @@ $(VENV)/ready: constraints.txt requirements.txt setup.py
 	$(PIP) torch numpy setuptools wheel
 	$(PIP) --no-deps torchvision mmengine
 	$(PIP) --no-deps --no-build-isolation basicsr
-	$(PIP) -r requirements.txt pytest hypothesis ruff mypy types-PyYAML types-jsonschema
+	$(PIP) -r requirements.txt pytest hypothesis ruff mypy types-PyYAML types-jsonschema onnx onnxscript onnxruntime einops
+	$(PIP) --no-deps spandrel
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 

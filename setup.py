@@ -23,8 +23,8 @@ setup(
         'lmdb>=1.4', 'safetensors>=0.4', 'jsonschema>=4.20', 'addict>=2.4', 'yapf>=0.40', 'PyYAML>=6.0', 'tqdm>=4.66',
         'tensorboard>=2.14', 'matplotlib>=3.8', 'scikit-image>=0.22',
     ],
-    extras_require={'test': ['pytest>=8', 'hypothesis>=6.100'], 'dev': ['ruff>=0.6', 'mypy>=1.11', 'pre-commit>=3.5',
-                                                                       'types-PyYAML']},
+    extras_require={'export': ['onnx>=1.16', 'onnxscript>=0.5'], 'test': ['pytest>=8', 'hypothesis>=6.100', 'spandrel>=0.4'],
+                    'dev': ['ruff>=0.6', 'mypy>=1.11', 'pre-commit>=3.5', 'types-PyYAML', 'types-jsonschema']},
     classifiers=['Development Status :: 3 - Alpha', 'Operating System :: OS Independent',
                  'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Processing'],
 )

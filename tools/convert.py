@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert the weights of a generator between BasicSR, mmagic and AccumulatingESRGAN, in any direction and without loss."""
+"""Convert a generator between BasicSR, mmagic, AccumulatingESRGAN and safetensors without loss, or write it as ONNX."""
 from __future__ import annotations
 
 import argparse
@@ -12,6 +12,8 @@ import sr_bigbatch  # noqa: F401  (so that this script sees the same package as 
 from sr_bigbatch.core.storage import load_tensors, save_atomically, write_atomically
 from sr_bigbatch.core.weights import FORMATS, converted
 from sr_bigbatch.hosts.mmengine_train import admit_histories
+from sr_bigbatch.hosts.onnx_export import export_onnx
+from sr_bigbatch.nets.restore import restore
 
 
 def main() -> int:
@@ -19,20 +21,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 written, 2 the file is no such checkpoint.')
     parser.add_argument('source', type=Path, help='checkpoint with a generator')
     parser.add_argument('target', type=Path, help='the file to write')
-    parser.add_argument('--to', choices=(*FORMATS, 'safetensors'), required=True,
-                        help='safetensors holds one network: the averaged generator, where there is one')
+    parser.add_argument('--to', choices=(*FORMATS, 'safetensors', 'onnx'), required=True,
+                        help='safetensors and onnx hold one network: the averaged generator, where there is one')
     args = parser.parse_args()
     admit_histories()
     try:
         checkpoint = load_tensors(args.source)
-        if args.to == 'safetensors':
+        if args.to == 'onnx':
+            export_onnx(restore(args.source), args.target)
+        elif args.to == 'safetensors':
             networks = converted(checkpoint, 'basicsr')
             weights = networks.get('params_ema', networks.get('params', {}))
             write_atomically(lambda file: file.write(save({name: value.contiguous() for name, value in weights.items()})),
                              args.target)
         else:
             save_atomically(converted(checkpoint, args.to), args.target)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f'{args.source} was not converted: {str(error).splitlines()[0]}', file=sys.stderr)
         return 2
     print(args.target)

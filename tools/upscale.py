@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Upscale photographs with the weights of any RRDBNet: files, folders, patterns; tile by tile, without seams."""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
+from sr_bigbatch.core.storage import BadFile
+from sr_bigbatch.core.tiling import Tiling
+from sr_bigbatch.hosts.upscale import BadPicture, Job, find, upscale_all
+
+
+def main() -> int:
+    """Parse the command line, upscale; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                     epilog='Exit status: 0 all written, 1 some images could not be read or written, 2 the '
+                                     'weights or the arguments are wrong. Alpha and 16 bits are kept.')
+    parser.add_argument('images', nargs='+', help='files, folders or patterns')
+    parser.add_argument('--weights', type=Path, required=True, help='.pth or .safetensors of BasicSR, Real-ESRGAN or mmagic')
+    parser.add_argument('--out', type=Path, default=Path('results'), help='folder to write into')
+    parser.add_argument('--suffix', default='', help='added to the names')
+    parser.add_argument('--tile', type=int, default=0, help='pixels of the input at a time; 0: as --memory allows')
+    parser.add_argument('--overlap', type=int, default=32, help='pixels that tiles share')
+    parser.add_argument('--memory', type=float, default=2.0, help='GB that a process may use, where --tile is 0')
+    parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32', help='of the network')
+    parser.add_argument('--processes', type=int, default=1, help='images at a time, on CPUs')
+    args = parser.parse_args()
+    try:
+        files = find(args.images)
+        tiling = Tiling(args.tile, args.overlap) if args.tile else None
+        failed = upscale_all([Job(file, args.out / f'{file.stem}{args.suffix}.png') for file in files], args.weights, tiling,
+                             args.overlap, args.memory, args.dtype, args.processes)
+    except (BadFile, BadPicture, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for line in failed:
+        print(line, file=sys.stderr)
+    print(f'{len(files) - len(failed)} of {len(files)} images are in {args.out}')
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
