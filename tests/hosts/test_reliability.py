@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from basicsr.utils import logger
 
 from sr_bigbatch.core import storage
 from tests.conftest import ROOT, load_tool, run_train
@@ -42,6 +43,7 @@ def _fork(arguments, prepare=lambda: None):
         status = 99
         try:
             torch.set_num_threads(1)
+            logger.initialized_logger.clear()  # as in a new process: BasicSR writes a log file only then
             prepare()
             sys.argv = ['train.py', *arguments]
             sys.stdout = sys.stderr = open(os.devnull, 'w')
