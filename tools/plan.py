@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from sr_bigbatch.core.planner import choose, sustained_flops
 from sr_bigbatch.hosts.basicsr_growth import stages_of
 from sr_bigbatch.hosts.basicsr_options import check
 from sr_bigbatch.hosts.basicsr_predict import candidates, dtype_of
+from sr_bigbatch.hosts.basicsr_run import LOG_FILE, noise_verdicts
 from sr_bigbatch.options import OptionError, load, override
 
 
@@ -31,6 +33,8 @@ def main() -> int:
     parser.add_argument('--tflops', type=float, help='what the GPU sustains in convolutions, 10^12 operations a second')
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='SECTION:KEY=VALUE', help='change options')
     parser.add_argument('--json', action='store_true', help='print the chosen plan of each stage as JSON')
+    parser.add_argument('--experiment', type=Path, metavar='FOLDER', help='also say whether the batch of this run was too '
+                        'small, enough or wasteful, by the gradient noise in its log')
     args = parser.parse_args()
     try:
         opt = load(args.opt)
@@ -51,6 +55,8 @@ def main() -> int:
         print(f'\n{size} px, effective batch {opt["datasets"]["train"]["batch_size_per_gpu"]}, {args.vram:g} GB')
         print(table(plans, args.vram, speed))
     print(f'\nImages/s at {speed / 1e12:.3g} TFLOP/s{"" if args.tflops else f", measured here ({device.type})"}.')
+    if args.experiment:
+        print('\n'.join(noise_verdicts(args.experiment / LOG_FILE)))
     return 0 if all(chosen.values()) else 1
 
 

@@ -216,6 +216,7 @@ class AdversarialStep:
             batch.image_gradient[samples] += torch.autograd.grad(fake_logits, images, cotangent, retain_graph=for_d)[0]
         if for_d:
             self._backward_d(fake_logits, batch.grades.d_fake[samples], parameters)
+            self.update_d.note_part(length(samples), len(batch) * world_size())
 
     def _backward_d(self, logits: Tensor, gradient: Tensor, parameters: list[nn.Parameter]) -> None:
         cotangent = (gradient * self.update_d.scale).to(logits.dtype)
@@ -231,6 +232,7 @@ class AdversarialStep:
                 with draft.rng.replayed(batch.device), frozen_running_statistics(self.net_g):
                     generated = self._images(batch, draft.samples)
             generated.backward(batch.image_gradient[draft.samples].to(generated.dtype))
+            self.update_g.note_part(length(draft.samples), len(batch) * world_size())
             doomed = self._may_repeat(draft.samples) and self.update_g.is_doomed()
 
     def _may_repeat(self, samples: slice) -> bool:

@@ -102,5 +102,6 @@ class SupervisedStep:
             loss = batch.sums.add(losses, length(samples) / total)
             recovery.look_at('generator', samples, loss)
             loss.backward(spoil_unless_finite(self.update_g.scale, loss).to(loss.dtype))
+            self.update_g.note_part(length(samples), total)
             if recovery.precision.can_widen('generator', samples) and self.update_g.is_doomed():
                 return

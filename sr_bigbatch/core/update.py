@@ -10,6 +10,7 @@ from torch import Tensor
 from .distributed import sum_in_place
 from .finite import LateFlag, flag
 from .loss_scale import LossScale
+from .noise_scale import NoiseScale
 from .out_of_memory import OutOfMemory, is_out_of_memory
 
 _ZERO_STATE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
@@ -32,6 +33,7 @@ class SafeUpdate:
         clip: called once per commit, after unscaling and only with finite gradients; clips ``.grad`` in place.
 
     Attributes:
+        noise: scale of the gradient noise, where batches are worked through in parts.
         suspect: after a gradient that was not finite: the first parameter concerned.
     """
 
@@ -40,6 +42,9 @@ class SafeUpdate:
         self.optimizer, self.clip = optimizer, clip
         self.loss_scale = loss_scale or LossScale.constant()
         self.suspect: Tensor | None = None
+        self.noise = NoiseScale()
+        self._part: tuple[Tensor, int, int] | None = None
+        self._squared_norm: Tensor | None = None
         self._late = LateFlag()
 
     @property
@@ -56,6 +61,7 @@ class SafeUpdate:
         """Forget the accumulated gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         self._late.reset()
+        self._part = None
 
     def allocate(self) -> None:
         """Make the state of an optimizer of the Adam family now, so that its memory is not missing at the first commit.
@@ -84,6 +90,15 @@ class SafeUpdate:
         size = sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
         torch.empty(3 * size, dtype=torch.uint8, device=self.parameters[0].device)
 
+    def note_part(self, part: int, whole: int) -> None:
+        """Remember how long the gradient is that the first ``part`` of ``whole`` samples have made; the later calls of a
+        step do nothing.
+        """
+        if self._part is None and part < whole:
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            self._part = (norm * whole / part / self.scale)**2, part, whole
+
     def is_doomed(self) -> bool:
         """Whether the gradient accumulated so far is known to be lost. On a GPU known late, and without waiting for it.
 
@@ -107,7 +122,9 @@ class SafeUpdate:
         # The norm, not isfinite: one finite gradient of 1e30 sets Adam's second moment to inf for ever, and its square
         # overflows here. One synchronisation per network and step.
         norms = torch.stack(torch._foreach_norm(gradients))
-        if bool(torch.isfinite(torch.linalg.vector_norm(norms))):
+        norm = torch.linalg.vector_norm(norms)
+        if bool(torch.isfinite(norm)):
+            self._squared_norm = norm**2
             return True
         self.suspect = parameters[int(norms.nan_to_num(float('inf')).argmax())]
         self.reset()
@@ -128,6 +145,9 @@ class SafeUpdate:
                 raise
             raise OutOfMemory('memory ran out while the optimizer was changing weights, which cannot be undone: go on from '
                               'the last saved state (--auto_resume)') from error
+        if self._part is not None and self._squared_norm is not None:
+            squared, part, whole = self._part
+            self.noise.add(squared, part, self._squared_norm, whole)
         self.reset()
         self.loss_scale.success()
         return Verdict.COMMITTED

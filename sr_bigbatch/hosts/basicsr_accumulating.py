@@ -15,6 +15,7 @@ from sr_bigbatch.core.batch import StepPlan
 from sr_bigbatch.core.crop_size import set_crop_size
 from sr_bigbatch.core.distributed import rank, same_everywhere, world_size
 from sr_bigbatch.core.memory import usable_bytes
+from sr_bigbatch.core.noise_scale import verdict
 from sr_bigbatch.core.out_of_memory import is_out_of_memory, release
 from sr_bigbatch.core.planner import Plan
 from sr_bigbatch.core.recovery import PoisonedWeights
@@ -172,7 +173,10 @@ class Accumulating:
         losses = {} if self.report is None else self.report.losses
         scales = {f'scale_{name}': wrapper.safe_update.scale
                   for name, wrapper in zip('gd', self.optim_wrappers, strict=False) if self.dtype is torch.float16}
-        return OrderedDict({**{name: value.item() for name, value in losses.items()}, **scales, **self.events.values()})
+        noise = {f'noise_scale_{name}': wrapper.safe_update.noise.value
+                 for name, wrapper in zip('gd', self.optim_wrappers, strict=False)}
+        return OrderedDict({**{name: value.item() for name, value in losses.items()}, **scales, **self.events.values(),
+                            **{name: value for name, value in noise.items() if value is not None}})
 
     @property
     def effective_batch(self: Any) -> int:
@@ -210,6 +214,10 @@ class Accumulating:
             basicsr_state.seal(self, current_iter)
         if current_iter == -1:
             get_root_logger().info(self.events.summary())
+            for name, wrapper in zip(('generator', 'discriminator'), self.optim_wrappers, strict=False):
+                noise = wrapper.safe_update.noise.value
+                if noise is not None:
+                    get_root_logger().info(verdict(name, noise, self.effective_batch))
 
     def save_network(self: Any, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
         """Write ``NET_LABEL_ITERATION.pth`` whole or not at all."""

@@ -13,11 +13,24 @@ from tqdm import tqdm
 from sr_bigbatch.core.checkpoint_set import discard
 from sr_bigbatch.core.distributed import rank, world_size, worst
 from sr_bigbatch.core.memory import peak_bytes
+from sr_bigbatch.core.noise_scale import verdict
 from sr_bigbatch.hosts.basicsr_loader import seed_everything
 from sr_bigbatch.hosts.basicsr_state import GaveUp
 
 LOG_FILE = 'train_log.jsonl'
 _MOST_FAILED_SAVES = 3
+
+
+def noise_verdicts(log_file: Path) -> list[str]:
+    """Whether the batch of a logged run was too small, enough or wasteful: a sentence for each network."""
+    if not log_file.is_file():
+        return [f'there is no {log_file}']
+    records = [json.loads(line) for line in log_file.read_text(encoding='utf-8').splitlines()]
+    found = []
+    for key, network in (('noise_scale_g', 'generator'), ('noise_scale_d', 'discriminator')):
+        told = [record for record in records if key in record]
+        found += [verdict(network, told[-1][key], int(told[-1]['batch']))] if told else []
+    return found or ['The log tells no gradient noise: it is known after 50 updates of a batch that is worked through in parts.']
 
 
 class Run:

@@ -41,7 +41,8 @@ def our_state(model: Any) -> dict[str, Any]:
     return {'loss_scales': [wrapper.safe_update.loss_scale.state_dict() for wrapper in model.optim_wrappers],
             'precision': model.step.recovery.precision.state_dict(), 'events': model.events.state_dict(),
             'growths': list(model.growths), 'idle': list(model.idle),
-            'plan': model.step.recovery.plan.state_dict()}
+            'plan': model.step.recovery.plan.state_dict(),
+            'noise': [wrapper.safe_update.noise.state_dict() for wrapper in model.optim_wrappers]}
 
 
 def load_our_state(model: Any, state: dict[str, Any]) -> None:
@@ -51,6 +52,8 @@ def load_our_state(model: Any, state: dict[str, Any]) -> None:
         return
     for wrapper, scale in zip(model.optim_wrappers, ours['loss_scales'], strict=True):
         wrapper.safe_update.loss_scale.load_state_dict(scale)
+    for wrapper, noise in zip(model.optim_wrappers, ours.get('noise', ()), strict=False):
+        wrapper.safe_update.noise.load_state_dict(noise)
     model.step.recovery.precision.load_state_dict(ours['precision'])
     model.events.load_state_dict(ours['events'])
     model.idle, model.saved_plan = list(ours.get('idle', ())), ours.get('plan')

@@ -1,0 +1,70 @@
+"""Is the batch large enough? The gradient noise scale (McCandlish et al. 2018, https://arxiv.org/abs/1812.06162).
+
+Of a batch much smaller than the noise scale the gradient is mostly noise, and twice the batch needs about half the updates.
+Of one much larger it is mostly signal, and twice the batch costs twice the work for little.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MEMORY = 0.99  # of the running means, per update
+_SETTLED = 50  # updates before it is told
+_TOO_SMALL, _WASTEFUL = 0.5, 4.0  # batch over noise scale
+
+
+class NoiseScale:
+    """The simple noise scale of a gradient, from its squared norm over a part and over the whole of each batch.
+
+    Both unbiased estimates, of the squared norm of the true gradient and of the variance of a sample's, are averaged over
+    updates before they are divided. Nobody waits for the device before :attr:`value` is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._weight, self._updates = 0.0, 0
+
+    def add(self, part: Tensor, part_size: int, whole: Tensor, whole_size: int) -> None:
+        """Take the squared norms of the mean gradients over a part of a batch and over all of it; sizes in samples."""
+        part, whole = part.double(), whole.double()
+        signal = (whole_size * whole - part_size * part) / (whole_size - part_size)
+        noise = (part - whole) / (1 / part_size - 1 / whole_size)
+        self._sums = _MEMORY * self._sums.to(part.device) + (1 - _MEMORY) * torch.stack([signal, noise])
+        self._weight = _MEMORY * self._weight + 1 - _MEMORY
+        self._updates += 1
+
+    @property
+    def value(self) -> float | None:
+        """In samples; None while it is not known."""
+        if self._updates < _SETTLED:
+            return None
+        signal, noise = (self._sums / self._weight).tolist()
+        return noise / signal if signal > 0 and noise > 0 else None
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run has to know."""
+        signal, noise = self._sums.tolist()
+        return {'signal': signal, 'noise': noise, 'weight': self._weight, 'updates': self._updates}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take over a state."""
+        self._sums = torch.tensor([state['signal'], state['noise']], dtype=torch.float64)
+        self._weight, self._updates = float(state['weight']), int(state['updates'])
+
+
+def verdict(network: str, value: float, batch: int) -> str:
+    """A sentence on a batch, given the noise scale of a network's gradient.
+
+    Args:
+        network: for the sentence.
+        value: the noise scale, in samples.
+        batch: the effective batch, in samples.
+    """
+    ratio, needed = batch / value, 1 + value / batch  # updates needed, over those with an endless batch
+    if ratio < _TOO_SMALL:
+        advice = f'too small: twice of it would need {(1 + value / (2 * batch)) / needed:.2f} times the updates'
+    elif ratio > _WASTEFUL:
+        advice = f'wasteful: half of it would need only {(1 + 2 * value / batch) / needed:.2f} times the updates'
+    else:
+        advice = 'enough, and not wasteful'
+    return f'The gradient noise scale of the {network} is {value:.0f} images: the effective batch of {batch} is {advice}.'
