@@ -30,7 +30,7 @@ def noise_verdicts(log_file: Path) -> list[str]:
     for key, network in (('noise_scale_g', 'generator'), ('noise_scale_d', 'discriminator')):
         told = [record for record in records if key in record]
         found += [verdict(network, told[-1][key], int(told[-1]['batch']))] if told else []
-    return found or ['The log tells no gradient noise: it is known after 50 updates of a batch that is worked through in parts.']
+    return found or ['The log tells no gradient noise: it is known after 50 updates of a batch that is cut into parts.']
 
 
 class Run:

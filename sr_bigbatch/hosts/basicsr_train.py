@@ -1,12 +1,14 @@
 """Runs a BasicSR training: BasicSR's loop with checks before it, a progress bar in it and pictures after it."""
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +142,9 @@ def _open_experiment(opt: dict[str, Any], option_file: str, fresh: bool) -> Any:
     writes_tb = settings.setdefault('use_tb_logger', False) and not opt['name'].startswith('debug')
     tb_folder = Path(opt['root_path']) / 'tb_logger' / opt['name']
     if fresh:
-        make_exp_dirs(opt)
+        _unless_just_archived(lambda: make_exp_dirs(opt))
         if writes_tb and opt['rank'] == 0:
-            mkdir_and_rename(str(tb_folder))
+            _unless_just_archived(lambda: mkdir_and_rename(str(tb_folder)))
     if world_size() > 1:
         torch.distributed.barrier()
     copy_opt_file(option_file, opt['path']['experiments_root'])
@@ -154,6 +156,18 @@ def _open_experiment(opt: dict[str, Any], option_file: str, fresh: bool) -> Any:
     if writes_tb and (settings.get('wandb') or {}).get('project') is not None:
         init_wandb_logger(opt)
     return init_tb_logger(log_dir=str(tb_folder)) if writes_tb else None
+
+
+def _unless_just_archived(make: Callable[[], None]) -> None:
+    """Make folders as BasicSR does, which renames old ones by the second: two runs may begin in the same one."""
+    while True:
+        try:
+            make()
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            time.sleep(1)
 
 
 def _loaders(opt: dict[str, Any]) -> tuple[Any, BatchOrder, list[Any]]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def _fork(arguments, prepare=lambda: None):
             sys.argv = ['train.py', *arguments]
             sys.stdout = sys.stderr = open(os.devnull, 'w')
             status = load_tool('train').main()
+        except BaseException:
+            Path(f'{arguments[1]}.traceback').write_text(traceback.format_exc())
         finally:
             os._exit(status)
     return child
@@ -84,7 +87,8 @@ def _kill_trials(short, tmp_path, trials):
         while True:
             began, child = time.monotonic(), _fork(arguments, _slow_saves)
             if kills == 2:
-                assert _status(child) == 0
+                told = tmp_path / 'run.yml.traceback'
+                assert _status(child) == 0, told.read_text() if told.exists() else ''
                 break
             time.sleep(random.uniform(0.3, 1.0) * whole)
             os.kill(child, signal.SIGKILL)
@@ -211,6 +215,15 @@ def test_two_processes_go_on_where_one_has_stopped(short, tmp_path):
     for key, value in expected[f'net_g_{ITERATIONS}.pth']['params'].items():
         found = _final(folder)[f'net_g_{ITERATIONS}.pth']['params'][key]
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6)  # sums in another order
+
+
+def test_runs_that_begin_in_the_same_second_do_not_meet(short, tmp_path, monkeypatch):
+    times = iter(['now', 'now', 'later', *(f'later_{number}' for number in range(9))])
+    monkeypatch.setattr('basicsr.utils.misc.get_time_str', lambda: next(times))
+    for _ in range(3):
+        assert run_train(short, tmp_path, monkeypatch, '--force_yml', 'train:total_iter=1') == 0
+    archived = {folder.name for folder in (tmp_path / 'experiments').iterdir()}
+    assert archived == {'quickstart', 'quickstart_archived_now', 'quickstart_archived_later'}
 
 
 def _lmdb(short, data, tmp_path):
