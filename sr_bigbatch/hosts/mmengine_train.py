@@ -68,7 +68,7 @@ def run(config: Config, *, amp: bool = False) -> None:
     admit_histories()
     if not torch.cuda.is_available():
         if config.launcher == 'pytorch':
-            config.setdefault('env_cfg', {})['dist_cfg'] = {'backend': 'gloo'}
+            config.env_cfg = {**config.get('env_cfg', {}), 'dist_cfg': {'backend': 'gloo'}}
         torch.cuda.set_device = lambda device: None  # the launcher calls it also where there is no GPU
     if amp:
         dtype = 'float16' if torch.cuda.is_available() else 'bfloat16'

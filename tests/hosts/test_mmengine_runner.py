@@ -1,7 +1,10 @@
 """ESRGAN in mmengine's Runner, on real photographs."""
 import copy
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -121,3 +124,14 @@ def test_a_broken_configuration_is_one_clear_error(tmp_path, monkeypatch, capsys
     monkeypatch.setattr('sys.argv', ['train_mmengine.py', str(path)])
     assert load_tool('train_mmengine').main() == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_two_processes_cross_a_border_together(config, tmp_path):
+    config.dump(str(tmp_path / 'config.py'))
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29618',
+         str(ROOT / 'tools' / 'train_mmengine.py'), str(tmp_path / 'config.py'), '--launcher', 'pytorch'],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, check=False,
+        timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'Crops of 64 px, effective batch 8' in done.stdout + done.stderr

@@ -1,0 +1,147 @@
+"""A study of the batch size: the same training at several effective batches and seeds, and what its logs say."""
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from sr_bigbatch.hosts.basicsr_run import LOG_FILE
+from sr_bigbatch.recipe import translate
+
+AXES = ('images', 'iterations')
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study.
+
+    Attributes:
+        batch: effective batch, in images.
+        seed: of data order and weights.
+        folder: of its experiment.
+    """
+
+    batch: int
+    seed: int
+    folder: Path
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Its log."""
+        file = self.folder / LOG_FILE
+        return [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()] if file.is_file() else []
+
+
+def options_of(opt: dict[str, Any], batch: int, seed: int, axis: str, lr_rule: str, root: Path) -> dict[str, Any]:
+    """The options of one training: those of ``opt`` at another batch and seed.
+
+    Args:
+        opt: the base, whose batch and iterations say how many images (or iterations) each training gets.
+        batch: effective batch, in images.
+        seed: of data order and weights.
+        axis: ``images``: each training sees as many images; ``iterations``: each makes as many updates.
+        lr_rule: of :data:`sr_bigbatch.recipe.LR_RULES`; for ``images``.
+        root: folder of the study.
+    """
+    if axis == 'images':
+        opt = yaml.safe_load(translate(opt, batch, lr_rule))
+    else:
+        opt = copy.deepcopy(opt)
+        opt['datasets']['train']['batch_size_per_gpu'] = batch
+    opt['name'], opt['manual_seed'] = f'batch{batch}_seed{seed}', seed
+    opt['path']['experiments_root'] = str(root)
+    opt['logger']['use_tb_logger'] = False
+    return opt
+
+
+def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], axis: str, lr_rule: str, root: Path,
+            train: Path) -> list[Trial]:
+    """Train all, one after the other; those that are finished are left alone and those that were stopped go on.
+
+    Args:
+        opt: the base.
+        batches: effective batches, in images.
+        seeds: one training for each, at each batch.
+        axis: see :func:`options_of`.
+        lr_rule: likewise.
+        root: folder of the study.
+        train: ``tools/train.py``.
+
+    Raises:
+        RuntimeError: if a training fails; its message is what it said last.
+    """
+    trials = []
+    root.mkdir(parents=True, exist_ok=True)
+    for batch, seed in tqdm([(batch, seed) for seed in seeds for batch in batches], unit='training'):
+        options = options_of(opt, batch, seed, axis, lr_rule, root)
+        file = root / f'{options["name"]}.yml'
+        file.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
+        trial = Trial(batch, seed, root / options['name'])
+        if not (trial.folder / 'models' / 'net_g_latest.pth').is_file():
+            done = subprocess.run([sys.executable, '-W', 'ignore', str(train), '-opt', str(file), '--auto_resume'],
+                                  capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f'{file} ended with status {done.returncode}: {done.stderr[-1500:]}')
+        trials.append(trial)
+    return trials
+
+
+def metrics_of(trials: Iterable[Trial]) -> list[str]:
+    """The names of what was measured on the validation sets."""
+    names = [name for trial in trials for record in trial.records if 'val' in record for name in record]
+    return [name for name in dict.fromkeys(names) if name not in ('iter', 'val')]
+
+
+def final(trial: Trial, metric: str) -> float:
+    """A metric at the end of a training."""
+    return float([record[metric] for record in trial.records if metric in record][-1])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Final quality against the logarithm of the batch.
+
+    Attributes:
+        slope: per doubling of the batch.
+        error: its standard error; NaN if there are too few trainings.
+        offset: at batch 1.
+        count: of trainings.
+    """
+
+    slope: float
+    error: float
+    offset: float
+    count: int
+
+    def sentence(self, metric: str) -> str:
+        """What the data support."""
+        if math.isnan(self.error):
+            return f'{metric}: {self.slope:+.3g} per doubling of the batch; too few trainings to know how sure that is.'
+        low, high = self.slope - 2 * self.error, self.slope + 2 * self.error
+        claim = ('no difference between batch sizes is supported' if low <= 0 <= high else
+                 f'a larger batch {"raises" if self.slope > 0 else "lowers"} it')
+        return (f'{metric}: {self.slope:+.3g} per doubling of the batch, two standard errors {low:+.3g} .. {high:+.3g}, '
+                f'from {self.count} trainings: {claim}.')
+
+
+def fit(trials: Sequence[Trial], metric: str) -> Fit:
+    """Least squares of a final metric against log2 of the batch."""
+    x = np.log2([trial.batch for trial in trials])
+    y = np.array([final(trial, metric) for trial in trials])
+    centred = x - x.mean()
+    spread = float((centred**2).sum())
+    slope = float((centred * y).sum() / spread) if spread else 0.0
+    residual = y - y.mean() - slope * centred
+    freedom = len(y) - 2
+    error = math.sqrt(float((residual**2).sum()) / freedom / spread) if freedom > 0 and spread else math.nan
+    return Fit(slope, error, float(y.mean() - slope * x.mean()), len(y))

@@ -1,0 +1,148 @@
+"""The report of a study of the batch size: one HTML file that needs no other."""
+from __future__ import annotations
+
+import base64
+import html
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+
+from sr_bigbatch.hosts.study import Trial, final, fit, metrics_of
+
+_LOSSES = ('l_g_pix', 'l_g_percep', 'l_g_gan')
+_ZOOM = 96  # pixels of the shown part of a validation image
+_SMOOTH = 10  # records that a curve is averaged over
+_CAPTIONS = {'curves': 'Means over the seeds; bands from the lowest to the highest. Dotted: overflows and other events.',
+             'quality': 'At the end, one point a training, with the fitted line.',
+             'images': 'The same part of the first validation image at the end, first seed.'}
+
+
+def write_report(trials: Sequence[Trial], title: str, target: Path) -> Path:
+    """Write ``target`` (HTML) and beside it the pictures as PNG.
+
+    Args:
+        trials: of one study.
+        title: what was trained, and how.
+        target: the HTML file.
+    """
+    metrics = metrics_of(trials)
+    pictures = {'curves': _curves(trials, metrics), 'quality': _quality(trials, metrics), 'images': _images(trials)}
+    parts = [f'<h1>Is a bigger batch better?</h1><p>{html.escape(title)}. torch {torch.__version__}, '
+             f'{"CUDA" if torch.cuda.is_available() else "CPU"}.</p><h2>What the data support</h2><ul>']
+    parts += [f'<li>{html.escape(fit(trials, metric).sentence(metric))}</li>' for metric in metrics]
+    parts += ['</ul>', _table(trials, metrics)]
+    for name, figure in pictures.items():
+        if figure is not None:
+            parts.append(f'<figure><img src="data:image/png;base64,{_png(figure, target.with_name(f"{name}.png"))}">'
+                         f'<figcaption>{_CAPTIONS[name]}</figcaption></figure>')
+    style = ('body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}img{max-width:100%}'
+             'td,th{padding:.2em .8em;text-align:right}')
+    target.write_text(f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
+                      + ''.join(parts), encoding='utf-8')
+    return target
+
+
+def _png(figure: Any, beside: Path) -> str:
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, dpi=100)
+    plt.close(figure)
+    beside.write_bytes(buffer.getvalue())
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _batches(trials: Sequence[Trial]) -> list[int]:
+    return sorted({trial.batch for trial in trials})
+
+
+def _table(trials: Sequence[Trial], metrics: list[str]) -> str:
+    names = ('batch', 'trainings', *metrics, 'updates', 'images/s', 'peak GB', 'noise scale G', 'events')
+    head = ''.join(f'<th>{html.escape(name)}</th>' for name in names)
+    rows = []
+    for batch in _batches(trials):
+        mine = [trial for trial in trials if trial.batch == batch]
+        train = [record for trial in mine for record in trial.records if 'images_per_s' in record]
+        values = [[final(trial, metric) for trial in mine] for metric in metrics]
+        noise = [record['noise_scale_g'] for record in train if 'noise_scale_g' in record]
+        spread = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
+        cells = [str(batch), str(len(mine)),
+                 *(f'{statistics.mean(each):.4f} &plusmn; {wide:.2g}' for each, wide in zip(values, spread, strict=True)),
+                 str(max(record['iter'] for record in train)), f'{statistics.median(r["images_per_s"] for r in train):.1f}',
+                 f'{max(record["peak_gb"] for record in train):.2f}', f'{statistics.median(noise):.0f}' if noise else '',
+                 str(sum('event' in record for trial in mine for record in trial.records))]
+        rows.append(''.join(f'<td>{cell}</td>' for cell in cells))
+    return f'<table><tr>{head}</tr>' + ''.join(f'<tr>{row}</tr>' for row in rows) + '</table>'
+
+
+def _curve(trial: Trial, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images seen, and a value; losses are smoothed."""
+    points = [(record['iter'] * trial.batch, record[key]) for record in trial.records
+              if key in record and 'event' not in record]
+    seen, values = (np.array(column, dtype=float) for column in zip(*points, strict=True)) if points else (np.empty(0),) * 2
+    if key in _LOSSES and len(values) > _SMOOTH:
+        values = np.convolve(values, np.ones(_SMOOTH) / _SMOOTH, 'valid')
+        seen = seen[_SMOOTH - 1:]
+    return seen, values
+
+
+def _curves(trials: Sequence[Trial], metrics: list[str]) -> Any:
+    keys = [key for key in (*_LOSSES, *metrics) if any(key in record for trial in trials for record in trial.records)]
+    figure, axes = plt.subplots(1, len(keys), figsize=(4.8 * len(keys), 4), squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        for number, batch in enumerate(_batches(trials)):
+            curves = [_curve(trial, key) for trial in trials if trial.batch == batch]
+            length = min(len(values) for _, values in curves)
+            values = np.stack([values[:length] for _, values in curves])
+            axis.plot(curves[0][0][:length], values.mean(0), label=f'batch {batch}', color=f'C{number}')
+            axis.fill_between(curves[0][0][:length], values.min(0), values.max(0), alpha=0.2, color=f'C{number}')
+            for trial in trials:
+                for record in trial.records if trial.batch == batch else []:
+                    if 'event' in record:
+                        axis.axvline(record['iter'] * batch, color=f'C{number}', linestyle=':', alpha=0.4)
+        axis.set_title(key)
+        axis.set_xlabel('images seen')
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend()
+    return figure
+
+
+def _quality(trials: Sequence[Trial], metrics: list[str]) -> Any:
+    figure, axes = plt.subplots(1, max(1, len(metrics)), figsize=(4.8 * max(1, len(metrics)), 4), squeeze=False)
+    batches = np.array(_batches(trials), dtype=float)
+    for axis, metric in zip(axes[0], metrics, strict=False):
+        line = fit(trials, metric)
+        axis.plot([trial.batch for trial in trials], [final(trial, metric) for trial in trials], 'o')
+        label = f'{line.slope:+.3g} +- {line.error:.2g} a doubling'
+        axis.plot(batches, line.offset + line.slope * np.log2(batches), '-', label=label)
+        axis.set_xscale('log', base=2)
+        axis.set_title(f'{metric} at the end')
+        axis.set_xlabel('effective batch')
+        axis.legend()
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def _images(trials: Sequence[Trial]) -> Any:
+    seed, shown = min(trial.seed for trial in trials), []
+    for trial in sorted(trials, key=lambda trial: trial.batch):
+        saved = [file for file in sorted((trial.folder / 'visualization').glob('*/*.png'))
+                 if file.stem.rpartition('_')[2].isdigit()]
+        if trial.seed == seed and saved:
+            image: Any = cv2.imread(str(max(saved, key=lambda file: int(file.stem.rpartition('_')[2]))))
+            row, column = ((length - min(_ZOOM, length)) // 2 for length in image.shape[:2])
+            shown.append((trial.batch, image[row:row + _ZOOM, column:column + _ZOOM, ::-1]))
+    if not shown:
+        return None
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 3.9), squeeze=False)
+    for axis, (batch, picture) in zip(axes[0], shown, strict=True):
+        axis.imshow(picture, interpolation='nearest')
+        axis.set_title(f'batch {batch}')
+        axis.axis('off')
+    return figure

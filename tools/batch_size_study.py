@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Is a bigger batch better? Trains the same at several effective batches and seeds, and reports what the data support."""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import sr_bigbatch  # noqa: F401  (registers the components)
+from sr_bigbatch.hosts.basicsr_options import check
+from sr_bigbatch.hosts.study import AXES, options_of, run_all
+from sr_bigbatch.hosts.study_report import write_report
+from sr_bigbatch.options import OptionError, load, override
+from sr_bigbatch.recipe import LR_RULES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """Parse the command line, train, report; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, epilog='A study that was stopped goes '
+        'on. Exit status: 0 reported, 1 a training failed, 2 something in the options has to be changed first.')
+    parser.add_argument('-opt', required=True, metavar='FILE', help='the training; each gets its images, or iterations')
+    parser.add_argument('--batches', type=int, nargs='+', default=[16, 32, 64, 128], help='effective batches')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='a training for each, at each batch')
+    parser.add_argument('--axis', choices=AXES, default='images', help='what each training has the same number of')
+    parser.add_argument('--lr', choices=LR_RULES, default='same', help='how learning rates grow with the batch')
+    parser.add_argument('--out', type=Path, default=Path('experiments/batch_size_study'), help='folder of the study')
+    parser.add_argument('--force_yml', nargs='+', default=[], metavar='SECTION:KEY=VALUE', help='change options')
+    args = parser.parse_args()
+    try:
+        opt = load(args.opt)
+        override(opt, args.force_yml)
+        for batch in args.batches:
+            check(options_of(opt, batch, 0, args.axis, args.lr, args.out))
+        trials = run_all(opt, args.batches, args.seeds, args.axis, args.lr, args.out, ROOT / 'tools' / 'train.py')
+    except OptionError as error:
+        print(f'{args.opt}: the study has not started. To be changed:\n{error}', file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    same = f'{opt["name"]}: the same number of {args.axis}, learning-rate rule {args.lr}, seeds {args.seeds}'
+    print(write_report(trials, same, args.out / 'report.html'))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
