@@ -46,6 +46,8 @@ SCHEMA: dict[str, Any] = {
             accumulation=_key('exact or plain', 'relativistic means over the batch or over micro-batches',
                               enum=['exact', 'plain']),
             relativistic_gan=_key('true or false', 'false is the plain GAN of SRGAN', type='boolean'),
+            batch_schedule=_key('a list of {batch_size, until}, or {start, by: noise_scale}',
+                                'an effective batch that grows during the run', type=['array', 'object', 'null']),
             optim_wrapper=_key('a section', 'precision, loss scale and clipping', type='object', properties={
                 'type': {'type': 'string'},
                 'dtype': _key('float32, bfloat16 or float16', 'of autocast', enum=['float32', 'bfloat16', 'float16']),

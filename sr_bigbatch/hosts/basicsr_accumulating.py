@@ -12,11 +12,11 @@ from torch import nn
 
 from sr_bigbatch.core.audit import table
 from sr_bigbatch.core.batch import StepPlan
+from sr_bigbatch.core.batch_schedule import BatchSchedule
 from sr_bigbatch.core.crop_size import set_crop_size
-from sr_bigbatch.core.distributed import rank, same_everywhere, world_size
+from sr_bigbatch.core.distributed import rank, same_everywhere, world_size, worst
 from sr_bigbatch.core.memory import usable_bytes
 from sr_bigbatch.core.noise_scale import verdict
-from sr_bigbatch.core.out_of_memory import is_out_of_memory, release
 from sr_bigbatch.core.planner import Plan
 from sr_bigbatch.core.recovery import PoisonedWeights
 from sr_bigbatch.core.report import Event, StepReport
@@ -24,6 +24,7 @@ from sr_bigbatch.core.update import Verdict
 from sr_bigbatch.hosts import basicsr_auto, basicsr_growth, basicsr_state
 from sr_bigbatch.hosts.basicsr_events import EventLog
 from sr_bigbatch.hosts.basicsr_plan import audit, read_plan, rehearse
+from sr_bigbatch.hosts.basicsr_validate import generate
 from sr_bigbatch.hosts.host_losses import HostLosses
 from sr_bigbatch.options import OptionError
 
@@ -82,6 +83,8 @@ class Accumulating:
         self._refuse_inexact(self.first_plan)
         if self.automatic is not None:
             self.first_plan = rehearse(self, self.automatic, self.budget_bytes)
+        schedule = self.opt['train'].get('batch_schedule')
+        self.batch_schedule = None if schedule is None else BatchSchedule(schedule, self.effective_batch, world_size())
         self.hooks = [HOOKS.build(dict(settings)) for settings in self.opt.get('custom_hooks') or []]
         for hook in self.hooks:
             hook.before_train(self)
@@ -119,7 +122,7 @@ class Accumulating:
         batch = {'lq': self.lq, 'gt': self.gt}
         for hook in self.hooks:
             hook.before_train_iter(self, current_iter, batch)
-        self.lq, self.gt = batch['lq'], batch['gt']
+        self.lq, self.gt = self._scheduled(batch['lq'], batch['gt'])
         try:
             self.report = self.run_step(current_iter)
         except PoisonedWeights as error:
@@ -134,6 +137,18 @@ class Accumulating:
         for hook in self.hooks:
             hook.after_train_iter(self, current_iter, batch)
 
+    def _scheduled(self: Any, lq: torch.Tensor, gt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As much of a batch as ``train.batch_schedule`` says."""
+        if self.batch_schedule is None:
+            return lq, gt
+        noise, before = self.optim_wrappers[0].safe_update.noise.value, self.batch_schedule.size
+        if noise is not None:
+            noise = worst(int(noise), self.device)  # every process must choose the same
+        size = self.batch_schedule.at(self.current_iter, noise)
+        if size != before:
+            get_root_logger().info(f'Iteration {self.current_iter}: the effective batch is now {size}.')
+        return lq[:size // world_size()], gt[:size // world_size()]
+
     def _restored(self: Any, reason: str) -> StepReport:
         saved = basicsr_state.return_to_last_good(self, reason)
         return StepReport({}, None, {}, [Event('weights restored', 'all', f'{reason}; back to iteration {saved}')])
@@ -145,28 +160,9 @@ class Accumulating:
         super().update_learning_rate(current_iter, warmup_iter)  # type: ignore[misc]
         self.schedulers = schedulers
 
-    def test(self: Any) -> None:
+    def test(self) -> None:
         """Generate the validation image. One that does not fit is tried with all memory released, then on the CPU."""
-        for device in (self.device, self.device, torch.device('cpu')):
-            nets = [net for label, net in basicsr_state.networks(self).items() if label != 'net_d']
-            try:
-                for net in nets:
-                    net.to(device)
-                self.lq = self.lq.to(device)
-                super().test()  # type: ignore[misc]
-                return
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                failed = str(error).split('\n')[0]
-            finally:
-                for net in nets:
-                    net.to(self.device)
-                self.net_g.train()
-            release(self.device)
-            get_root_logger().warning(f'A validation image of {tuple(self.lq.shape)} ran out of memory and is tried again '
-                                      f'({failed})')
-        raise RuntimeError(failed)
+        generate(self, super().test)  # type: ignore[misc]
 
     def get_current_log(self: Any) -> OrderedDict[str, float]:
         """Losses of the last iteration, over the whole batch of all processes; loss scales; counters of events."""

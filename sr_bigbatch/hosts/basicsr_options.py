@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sr_bigbatch.core.batch_schedule import BatchSchedule
+from sr_bigbatch.core.distributed import world_size
 from sr_bigbatch.hosts.basicsr_files import file_findings, vgg_findings
 from sr_bigbatch.hosts.basicsr_parts import build_findings, part_findings
 from sr_bigbatch.options import OptionError, unknown_keys
@@ -19,7 +21,7 @@ _SECTIONS: dict[str, set[str]] = {
              'resume_state', 'ignore_resume_networks', 'experiments_root'},
     'train': {'ema_decay', 'optim_g', 'optim_d', 'scheduler', 'total_iter', 'warmup_iter', 'pixel_opt', 'perceptual_opt',
               'ldl_opt', 'gan_opt', 'net_d_iters', 'net_d_init_iters', 'micro_batch_size', 'memory_budget_gb',
-              'kept_graphs', 'accumulation', 'relativistic_gan', 'optim_wrapper'},
+              'kept_graphs', 'accumulation', 'relativistic_gan', 'optim_wrapper', 'batch_schedule'},
     'val': {'val_freq', 'val_at_start', 'save_img', 'pbar', 'suffix', 'metrics'},
     'logger': {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb', 'keep_last', 'keep_best'},
 }
@@ -123,6 +125,11 @@ def _numbers(opt: dict[str, Any]) -> Iterable[str]:
         yield 'train.optim_wrapper.dtype is bfloat16, which this GPU does not have: use float16'
     if wrong:
         return
+    if train.get('batch_schedule') is not None:
+        try:
+            BatchSchedule(train['batch_schedule'], int(data['batch_size_per_gpu']) * world_size(), world_size())
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            yield f'train.batch_schedule: {error}'
     if data['gt_size'] % opt['scale']:
         yield f'datasets.train.gt_size {data["gt_size"]} is no multiple of scale {opt["scale"]}'
     judged = (opt.get('network_d') or {}).get('input_size')

@@ -42,6 +42,7 @@ def our_state(model: Any) -> dict[str, Any]:
             'precision': model.step.recovery.precision.state_dict(), 'events': model.events.state_dict(),
             'growths': list(model.growths), 'idle': list(model.idle),
             'plan': model.step.recovery.plan.state_dict(),
+            'batch': None if model.batch_schedule is None else model.batch_schedule.size,
             'noise': [wrapper.safe_update.noise.state_dict() for wrapper in model.optim_wrappers]}
 
 
@@ -54,6 +55,8 @@ def load_our_state(model: Any, state: dict[str, Any]) -> None:
         wrapper.safe_update.loss_scale.load_state_dict(scale)
     for wrapper, noise in zip(model.optim_wrappers, ours.get('noise', ()), strict=False):
         wrapper.safe_update.noise.load_state_dict(noise)
+    if model.batch_schedule is not None and ours.get('batch'):
+        model.batch_schedule.size = min(int(ours['batch']), model.batch_schedule.largest)
     model.step.recovery.precision.load_state_dict(ours['precision'])
     model.events.load_state_dict(ours['events'])
     model.idle, model.saved_plan = list(ours.get('idle', ())), ours.get('plan')

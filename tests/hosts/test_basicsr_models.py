@@ -233,3 +233,21 @@ def test_artifact_loss_is_taken_as_realesrgan_takes_it(opt, built):
         model.optimize_parameters(1)
         assert model.get_current_log()['l_g_ldl'] > 0
     assert difference(updates[1].net_g, updates[4].net_g, start) <= 1e-9
+
+
+def test_a_batch_that_grows_is_exact_at_every_size(opt, built):
+    opt['train']['batch_schedule'] = [{'batch_size': 2, 'until': 1}, {'batch_size': 4}]
+    model = built(copy.deepcopy(opt))
+    data = _batch(model.opt)
+    del opt['train']['batch_schedule']
+    opt['datasets']['train']['batch_size_per_gpu'] = 2
+    small = built(copy.deepcopy(opt))
+    model.feed_data(data)
+    model.optimize_parameters(1)
+    small.feed_data({key: value[:2] for key, value in data.items()})
+    small.optimize_parameters(1)
+    for mine, expected in zip(model.net_g.parameters(), small.net_g.parameters(), strict=True):
+        assert torch.equal(mine, expected)
+    model.feed_data(data)
+    model.optimize_parameters(2)
+    assert len(model.output) == 4
