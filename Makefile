@@ -26,6 +26,7 @@ slow: $(VENV)/ready $(VENV)-mmagic/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --quiet --strict  # checks the links between the pages
 
 # BasicSR's build wants torch at hand, and BasicSR and mmengine ask for an OpenCV that needs a desktop: hence the order.
 $(VENV)/ready: constraints.txt requirements.txt setup.py
@@ -33,7 +34,8 @@ $(VENV)/ready: constraints.txt requirements.txt setup.py
 	$(PIP) torch numpy setuptools wheel
 	$(PIP) --no-deps torchvision mmengine
 	$(PIP) --no-deps --no-build-isolation basicsr
-	$(PIP) -r requirements.txt pytest hypothesis ruff mypy types-PyYAML types-jsonschema onnx onnxscript onnxruntime einops
+	$(PIP) -r requirements.txt pytest hypothesis ruff mypy types-PyYAML types-jsonschema mkdocs-material \
+	  onnx onnxscript onnxruntime einops
 	$(PIP) --no-deps spandrel
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@

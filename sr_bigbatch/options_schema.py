@@ -21,9 +21,9 @@ def _key(must_be: str, meaning: str, **schema: Any) -> dict[str, Any]:
     return {'title': must_be, 'description': meaning, **schema}
 
 
-_STAGE = {'type': 'object', 'required': ['gt_size'], 'properties': {
+_STAGE: dict[str, Any] = {'type': 'object', 'required': ['gt_size'], 'properties': {
     'gt_size': _COUNT, 'until': _COUNT, 'until_images': _COUNT, 'batch_size': _COUNT}}
-_HOOK = {'type': 'object', 'required': ['type'], 'properties': {
+_HOOK: dict[str, Any] = {'type': 'object', 'required': ['type'], 'properties': {
     'type': {'type': 'string'}, 'stages': {'type': 'array', 'items': _STAGE, 'minItems': 1},
     'growth': {'enum': ['append', 'prepend']}, 'fade_iters': _SHARE, 'warmup_iters': _SHARE, 'lead': _SHARE,
     'new_lr_factor': {'type': 'number', 'exclusiveMinimum': 0}, 'change_effective_batch': {'type': 'boolean'}}}
@@ -85,3 +85,33 @@ def _sentence(error: ValidationError) -> str:
     if 'title' in schema:
         return f'must be {schema["title"]}, got {value!r}{more}'
     return f': {error.message}'
+
+
+def reference() -> str:
+    """The keys as a Markdown page."""
+    lines = ['# Options', '', 'The keys that this package adds to those of BasicSR, made from its JSON schema '
+             '(`python tools/check.py --schema`). Everything else in an option file is BasicSR\'s.', '',
+             '| key | must be | meaning |', '|---|---|---|']
+    lines += [f'| `{name}` | {key["title"]} | {key["description"]} |' for name, key in _keys(SCHEMA, '')]
+    lines += ['', '## ProgressiveResolutionHook in `custom_hooks`', '', '| key | must be |', '|---|---|']
+    lines += [f'| `{name}` | {_in_words(key)} |' for name, key in _HOOK['properties'].items()]
+    return '\n'.join(lines) + '\n'
+
+
+def _keys(section: dict[str, Any], where: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    for name, key in section.get('properties', {}).items():
+        path = f'{where}.{name}' if where else name
+        if 'title' in key:
+            yield path, key
+        yield from _keys(key, path)
+
+
+def _in_words(key: dict[str, Any]) -> str:
+    if 'enum' in key:
+        return ' or '.join(f'`{choice}`' for choice in key['enum'])
+    if key.get('type') == 'array':
+        return f'a list of {{{", ".join(_STAGE["properties"])}}}'
+    low = key.get('minimum', key.get('exclusiveMinimum'))
+    bound = '' if low is None else f' {"at least" if "minimum" in key else "above"} {low}'
+    words = {'integer': 'a whole number', 'number': 'a number', 'boolean': 'true or false', 'string': 'a name'}
+    return words[key['type']] + bound

@@ -11,7 +11,7 @@ from sr_bigbatch.hosts.basicsr_auto import choose_plan
 from sr_bigbatch.hosts.basicsr_growth import plan_later_stages
 from sr_bigbatch.hosts.basicsr_options import check
 from sr_bigbatch.options import OptionError, load, override
-from sr_bigbatch.options_schema import SCHEMA
+from sr_bigbatch.options_schema import SCHEMA, reference
 
 
 def main() -> int:
@@ -22,9 +22,10 @@ def main() -> int:
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='SECTION:KEY=VALUE', help='change options')
     parser.add_argument('--vram', type=float, metavar='GB', help='also predict whether it fits a GPU of this size')
     parser.add_argument('--schema', action='store_true', help="print the JSON schema of this package's keys, for editors")
+    parser.add_argument('--reference', action='store_true', help='print these keys as a Markdown page')
     args = parser.parse_args()
-    if args.schema:
-        print(json.dumps(SCHEMA, indent=1))
+    if args.schema or args.reference:
+        print(json.dumps(SCHEMA, indent=1) if args.schema else reference(), end='')
         return 0
     if args.opt is None:
         parser.error('give -opt FILE, or --schema')

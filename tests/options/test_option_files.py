@@ -6,7 +6,7 @@ import yaml
 
 from sr_bigbatch.hosts.basicsr_options import check
 from sr_bigbatch.options import OptionError, load
-from sr_bigbatch.options_schema import SCHEMA
+from sr_bigbatch.options_schema import SCHEMA, reference
 from tests.conftest import ROOT, load_tool
 
 FILES = sorted((ROOT / 'options').glob('*.yml'))
@@ -64,3 +64,7 @@ def test_check_tells_what_train_would(opt, tmp_path, monkeypatch, capsys):
         captured = capsys.readouterr()
         assert said in captured.out + captured.err
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_page_of_options_is_made_from_the_schema():
+    assert (ROOT / 'docs' / 'options.md').read_text() == reference()  # python tools/check.py --reference > docs/options.md
