@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_FADE = 8  # pixels of the input
+
 Run = Callable[[Tensor], Tensor]
 """``(1, C, h, w) -> (1, C, H, W)``, float, values in [0, 1]."""
 
@@ -21,15 +23,16 @@ class Tiling:
 
     Attributes:
         tile: width and height of what the network sees at a time, in pixels of the input.
-        overlap: pixels of the input that neighbouring tiles share. The outer quarters are thrown away, because a network
-            knows less at the border of its image; over the half between them one tile fades into the next.
+        overlap: pixels of the input that neighbouring tiles share. One tile fades into the next in the middle of it, over 8
+            pixels; what is nearer to the border of a tile is thrown away, because a network knows less there. The error of
+            a trained RRDB of 23 blocks falls by half with every 5 pixels of distance to the border.
 
     Raises:
         ValueError: if tiles would be all overlap.
     """
 
-    tile: int = 256
-    overlap: int = 32
+    tile: int = 512
+    overlap: int = 80
 
     def __post_init__(self) -> None:
         if self.overlap < 0 or self.tile <= 2 * self.overlap:
@@ -46,11 +49,12 @@ class Tiling:
 
 
 def ramp(begin: int, end: int, length: int, overlap: int, scale: int) -> np.ndarray:
-    """Weight of each row (or column) of a tile: 0 in the outer quarter of an overlap, rising to 1 over its half."""
+    """Weight of each row (or column) of a tile: 0 in the outer part of an overlap, rising to 1 in its middle."""
     weight = np.ones((end - begin) * scale, dtype=np.float32)
     if overlap == 0:
         return weight
-    away, rise = overlap * scale // 4, max(1, overlap * scale // 2)
+    rise = min(_FADE, overlap) * scale
+    away = (overlap * scale - rise) // 2
     edge = ((np.arange(away + rise, dtype=np.float32) - away + 0.5) / rise).clip(1e-6, 1)
     if begin > 0:
         weight[:len(edge)] = edge

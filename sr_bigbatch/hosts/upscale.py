@@ -23,7 +23,7 @@ from sr_bigbatch.hosts.basicsr_prepare import SUFFIXES
 from sr_bigbatch.hosts.mmengine_optim import DTYPES
 from sr_bigbatch.nets.restore import restore
 
-_SMALLEST_TILE, _PROBE = 80, 64  # pixels
+_SMALLEST_TILE, _PROBE = 96, 64  # pixels
 _PROCESS_BYTES = 450e6  # Python, torch and OpenCV themselves
 
 
