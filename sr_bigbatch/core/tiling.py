@@ -25,8 +25,8 @@ class Tiling:
         tile: width and height of what the network sees at a time, in pixels of the input.
         overlap: pixels of the input that neighbouring tiles share. One tile fades into the next in the middle of it, over 8
             pixels; what is nearer to the border of a tile is thrown away, because a network knows less there. A trained RRDB
-            of 23 blocks sees far: at 80 pixels 0.1 % of the values of a photograph differed by more than 1 of 255 from those of
-            the untiled image, by 4 at most (Real-ESRGAN x4plus).
+            of 23 blocks sees far: at 80 pixels 0.1 % of the values of a photograph differed by more than 1 of 255 from
+            those of the untiled image, by 4 at most (Real-ESRGAN x4plus).
 
     Raises:
         ValueError: if tiles would be all overlap.
