@@ -88,7 +88,7 @@ def test_wrong_arguments_are_one_clear_error(weights, tmp_path, monkeypatch, cap
 
 @pytest.mark.slow
 def test_twelve_megapixels_in_two_gigabytes(tmp_path):
-    torch.save({'params': RRDBNet(3, 3, 4, 16, 1, 8).state_dict()}, tmp_path / 'net.pth')
+    torch.save({'params': RRDBNet(3, 3, 4, 8, 1, 4).state_dict()}, tmp_path / 'net.pth')
     photo = _photo(tmp_path, convert=lambda image: cv2.resize(image, (4000, 3000), interpolation=cv2.INTER_CUBIC))
     code = ('import resource, sys; sys.argv = ["upscale.py", *sys.argv[1:]]; sys.path.insert(0, "tools"); import upscale; '
             'status = upscale.main(); print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)')
