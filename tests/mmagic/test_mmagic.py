@@ -37,6 +37,7 @@ def config(data, tmp_path):
         for key in (f'{name}_dataloader', f'{name}_evaluator', f'{name}_cfg'):
             config.pop(key, None)
     config.train_cfg.update(max_iters=4, val_interval=1000)
+    config.default_hooks.checkpoint.out_dir = str(tmp_path / 'checkpoints')
     config.work_dir, config.launcher, config.visualizer = str(tmp_path / 'work'), 'none', None
     return config
 
