@@ -32,6 +32,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of the input; the weights are frozen."""
         weight, = ctx.saved_tensors
         weight = weight.to(gradient.dtype)
         # Of the input only its shape counts, and its layout, by which torch chooses the algorithm.
@@ -64,6 +65,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The maxima; keeps their positions."""
         output, index = F.max_pool2d(x, _POSITIONS, return_indices=True)
         width = x.shape[-1]
         row, column = torch.div(index, width, rounding_mode='floor') % _POSITIONS, index % width % _POSITIONS
@@ -74,6 +76,7 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """The gradient, where the maxima were."""
         position, = ctx.saved_tensors
         _, _, height, width = ctx.shape
         position = position.long()
