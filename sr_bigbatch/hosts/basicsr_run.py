@@ -14,11 +14,26 @@ from sr_bigbatch.core.checkpoint_set import discard
 from sr_bigbatch.core.distributed import rank, world_size, worst
 from sr_bigbatch.core.memory import peak_bytes
 from sr_bigbatch.core.noise_scale import verdict
+from sr_bigbatch.core.storage import write_atomically
 from sr_bigbatch.hosts.basicsr_loader import seed_everything
 from sr_bigbatch.hosts.basicsr_state import GaveUp
 
 LOG_FILE = 'train_log.jsonl'
 _MOST_FAILED_SAVES = 3
+
+
+def trim_log(log_file: Path, iteration: int) -> None:
+    """Leave in the log what came up to an iteration, whole lines only: a resumed run writes the rest again."""
+    if not log_file.is_file():
+        return
+    kept = []
+    for line in log_file.read_text(encoding='utf-8', errors='replace').splitlines():
+        try:
+            if json.loads(line)['iter'] <= iteration:
+                kept.append(line + '\n')
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by whatever ended the run
+    write_atomically(lambda file: file.write(''.join(kept).encode()), log_file)
 
 
 def noise_verdicts(log_file: Path) -> list[str]:

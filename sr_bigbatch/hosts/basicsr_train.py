@@ -38,7 +38,7 @@ from sr_bigbatch.hosts.basicsr_growth import crop_sizes, stages_of
 from sr_bigbatch.hosts.basicsr_loader import BatchOrder, training_loader
 from sr_bigbatch.hosts.basicsr_pictures import draw_run
 from sr_bigbatch.hosts.basicsr_progress_pictures import draw_progress
-from sr_bigbatch.hosts.basicsr_run import Run
+from sr_bigbatch.hosts.basicsr_run import LOG_FILE, Run, trim_log
 
 
 def train(opt: dict[str, Any], option_file: str) -> int:
@@ -67,6 +67,8 @@ def train(opt: dict[str, Any], option_file: str) -> int:
     if resume_state is not None:
         model.resume_training(resume_state)
         iteration = order.iteration = resume_state['iter']
+        if rank() == 0:
+            trim_log(Path(opt['path']['experiments_root']) / LOG_FILE, iteration)
         logger.info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
     run = Run(opt, model, val_loaders, tb_logger, iteration)
     if iteration == 0 and (opt.get('val') or {}).get('val_at_start'):

@@ -1,4 +1,5 @@
 """Runs that are killed, stopped, out of space or given broken files, as a user meets them."""
+import json
 import os
 import random
 import resource
@@ -198,6 +199,15 @@ def test_auto_resume_passes_over_a_damaged_save_and_says_so(short, tmp_path):
     assert 'save of iteration 8 is passed over: models/net_g_8.pth has' in log and 'iteration 6 is passed over' in log
     assert 'iter: 4.' in log
     _same(_final(folder), expected, 'resumed at 4')
+
+
+def test_the_log_of_a_resumed_run_tells_every_iteration_once(short, tmp_path):
+    file, log = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart' / 'train_log.jsonl'
+    assert _status(_fork(['-opt', file, '--force_yml', 'train:total_iter=5'])) == 0
+    with log.open('a') as opened:
+        opened.write('{"iter": 6, "l_g_p')  # killed while it was writing
+    assert _status(_fork(['-opt', file, '--auto_resume'])) == 0
+    assert [json.loads(line)['iter'] for line in log.read_text().splitlines()] == list(range(1, ITERATIONS + 1))
 
 
 def test_two_processes_go_on_where_one_has_stopped(short, tmp_path):
