@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -35,7 +36,20 @@ class StopRequest:
         self.signal = number
 
 
-def ignore_signals(worker: int = 0) -> None:
-    """For loader workers: a signal to the whole group must not take them from a step that is to be finished."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def leave_signals_to_parent(worker: int = 0) -> None:
+    """For loader workers: a signal to the whole group must not take them from a step that is to be finished.
+
+    Only the training process itself ends them, as it does at its exit. Where a signal's sender is not told (macOS), SIGTERM
+    keeps its usual effect.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=[os.getppid()], daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        continue
+    os._exit(0)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sr_bigbatch.core.distributed import rank, world_size
-from sr_bigbatch.core.stop import ignore_signals
+from sr_bigbatch.core.stop import leave_signals_to_parent
 
 _EPOCHS = 1_000_003  # a prime: seeds of two runs whose seeds are near do not meet
 _SEEDS = 2**32
@@ -133,4 +133,4 @@ def training_loader(dataset: Any, settings: dict[str, Any], order: BatchOrder, *
     """
     workers = int(settings['num_worker_per_gpu'])
     return DataLoader(Requested(dataset, settings.get('on_bad_image', 'fatal') == 'skip'), batch_sampler=order,
-                      num_workers=workers, pin_memory=pin_memory, worker_init_fn=ignore_signals if workers else None)
+                      num_workers=workers, pin_memory=pin_memory, worker_init_fn=leave_signals_to_parent if workers else None)

@@ -154,6 +154,27 @@ def test_a_second_signal_leaves_at_once(short, tmp_path):
     assert _status(child) == 143 and time.monotonic() - began < 10
 
 
+_LOADER = """
+import os, signal, subprocess
+from sr_bigbatch.hosts.basicsr_loader import BatchOrder, training_loader
+order = BatchOrder(100, 2, 0)
+images = [{'gt': number} for number in range(100)]
+kept = iter(training_loader(images, {'num_worker_per_gpu': 2}, order, pin_memory=False))
+next(kept)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
+    subprocess.run(['kill', f'-{number:d}', '--', f'-{os.getpgrp()}'])
+print(*(next(kept)['gt'].shape for _ in range(20)))
+"""
+
+
+def test_workers_survive_a_signal_to_the_group_and_never_keep_the_process_from_its_end():
+    """Not even if their iterator is still alive at the exit, as it is after an error."""
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', _LOADER], capture_output=True, text=True, check=False,
+                          timeout=60, start_new_session=True)
+    assert done.returncode == 0 and done.stdout.count('[2]') == 20, done.stderr[-2000:]
+
+
 def test_no_room_for_a_save_keeps_the_one_before_and_ends_with_an_error(short, tmp_path):
     file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
     assert _status(_fork(['-opt', file, '--force_yml', 'train:total_iter=2'])) == 0
