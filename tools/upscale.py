@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument('--out', type=Path, default=Path('results'), help='folder to write into')
     parser.add_argument('--suffix', default='', help='added to the names')
     parser.add_argument('--tile', type=int, default=0, help='pixels of the input at a time; 0: as --memory allows')
-    parser.add_argument('--overlap', type=int, default=80, help='pixels that tiles share; fewer are faster and may show')
+    parser.add_argument('--overlap', type=int, default=144, help='pixels that tiles share; fewer are faster and may show')
     parser.add_argument('--memory', type=float, default=2.0, help='GB that a process may use, where --tile is 0')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32', help='of the network')
     parser.add_argument('--processes', type=int, default=1, help='images at a time, on CPUs')

@@ -5,7 +5,8 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,33 +19,46 @@ class BadFile(ValueError):
     """A file that is torn, foreign or hostile; the message names it and says what is wrong."""
 
 
-def write_atomically(write: Callable[[BinaryIO], Any], path: Path) -> None:
-    """Write a file that a kill or a full disk cannot tear: write beside ``path``, fsync, rename, fsync the folder.
+@contextmanager
+def beside(path: Path, ending: str = '.part') -> Iterator[Path]:
+    """Where to write a file that a kill or a full disk cannot tear; at the end: fsync, rename, fsync the folder.
 
     Args:
-        write: fills an open file.
         path: where the file is to be.
+        ending: of the name to write to, for libraries that look at it.
 
     Raises:
         OSError: if it could not be written; a file that was there before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    part = path.with_name(f'.{path.name}.{os.getpid()}{ending}')
     try:
-        with beside.open('wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        yield part
+        _sync(part)
+        os.replace(part, path)
     except RuntimeError as error:  # torch's zip writer hides a full disk behind one
         raise OSError(f'{path} could not be written: {str(error).splitlines()[0]}') from error
     finally:
-        beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        part.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def write_atomically(write: Callable[[BinaryIO], Any], path: Path) -> None:
+    """Let ``write`` fill an open file, see :func:`beside`.
+
+    Raises:
+        OSError: if it could not be written; a file that was there before is still there.
+    """
+    with beside(path) as part, part.open('wb') as file:
+        write(file)
 
 
 def save_atomically(content: Any, path: Path) -> None:

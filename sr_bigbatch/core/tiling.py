@@ -15,6 +15,8 @@ _FADE = 8  # pixels of the input
 
 Run = Callable[[Tensor], Tensor]
 """``(1, C, h, w) -> (1, C, H, W)``, float, values in [0, 1]."""
+Share = tuple[tuple[int, int], np.ndarray]
+"""Begin and end of a tile along one side of an image, and what it has of those rows or columns of the result."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,15 @@ class Tiling:
         tile: width and height of what the network sees at a time, in pixels of the input.
         overlap: pixels of the input that neighbouring tiles share. One tile fades into the next in the middle of it, over 8
             pixels; what is nearer to the border of a tile is thrown away, because a network knows less there. A trained RRDB
-            of 23 blocks sees far: at 80 pixels 0.1 % of the values of a photograph differed by more than 1 of 255 from
-            those of the untiled image, by 4 at most (Real-ESRGAN x4plus).
+            of 23 blocks sees far: Real-ESRGAN's x4plus is off by 20 of 255 at 16 pixels from a border, by 9 at 40, by 1 at
+            64 (the worst of four photographs).
 
     Raises:
         ValueError: if tiles would be all overlap.
     """
 
     tile: int = 512
-    overlap: int = 80
+    overlap: int = 144
 
     def __post_init__(self) -> None:
         if self.overlap < 0 or self.tile <= 2 * self.overlap:
@@ -49,19 +51,22 @@ class Tiling:
         return [(start, start + self.tile) for start in starts]
 
 
-def ramp(begin: int, end: int, length: int, overlap: int, scale: int) -> np.ndarray:
-    """Weight of each row (or column) of a tile: 0 in the outer part of an overlap, rising to 1 in its middle."""
-    weight = np.ones((end - begin) * scale, dtype=np.float32)
-    if overlap == 0:
-        return weight
-    rise = min(_FADE, overlap) * scale
+def shares(spans: list[tuple[int, int]], overlap: int, scale: int) -> list[np.ndarray]:
+    """How much each tile has of each of its rows (or columns) of the result; all that tiles have of one sums up to 1."""
+    rise = max(1, min(_FADE, overlap) * scale)
     away = (overlap * scale - rise) // 2
-    edge = ((np.arange(away + rise, dtype=np.float32) - away + 0.5) / rise).clip(1e-6, 1)
-    if begin > 0:
-        weight[:len(edge)] = edge
-    if end < length:
-        weight[-len(edge):] = np.minimum(weight[-len(edge):], edge[::-1])
-    return weight
+    edge = ((np.arange(max(0, away) + rise) - away + 0.5) / rise).clip(0, 1)
+    weights, total = [], np.zeros(spans[-1][1] * scale)
+    for number, (begin, end) in enumerate(spans):
+        weight = np.ones((end - begin) * scale)
+        if overlap and number > 0:
+            weight[:len(edge)] = edge
+        if overlap and number + 1 < len(spans):
+            weight[-len(edge):] = np.minimum(weight[-len(edge):], edge[::-1])
+        weights.append(weight)
+        total[begin * scale:end * scale] += weight
+    return [(weight / total[begin * scale:end * scale]).astype(np.float32)
+            for weight, (begin, end) in zip(weights, spans, strict=True)]
 
 
 def upscale(run: Run, image: np.ndarray, scale: int, tiling: Tiling,
@@ -72,45 +77,40 @@ def upscale(run: Run, image: np.ndarray, scale: int, tiling: Tiling,
 
     Args:
         run: the network.
-        image: (h, w, C), uint8 or uint16, in the order of channels that the network wants.
+        image: (h, w, C), uint8 or uint16.
         scale: H / h.
         tiling: how the image is cut.
         tick: called after each tile.
     """
     height, width, channels = image.shape
     rows, columns = tiling.spans(height), tiling.spans(width)
+    across = list(zip(columns, shares(columns, tiling.overlap, scale), strict=True))
     result = np.empty((height * scale, width * scale, channels), image.dtype)
-    carried: tuple[np.ndarray, np.ndarray] | None = None
-    for number, (top, bottom) in enumerate(rows):
-        band, weight = _band(run, image, scale, tiling, (top, bottom), columns, tick)
-        if carried is not None:
-            band[:len(carried[0])] += carried[0]
-            weight[:len(carried[1])] += carried[1]
-        finished = ((rows[number + 1][0] if number + 1 < len(rows) else height) - top) * scale
+    carried = np.empty((0, width * scale, channels), np.float32)
+    for number, (span, share) in enumerate(zip(rows, shares(rows, tiling.overlap, scale), strict=True)):
+        band = _band(run, image, scale, (span, share), across, tick)
+        band[:len(carried)] += carried
+        finished = ((rows[number + 1][0] if number + 1 < len(rows) else height) - span[0]) * scale
         for part in _blocks(finished):
-            result[top * scale + part.start:top * scale + part.stop] = _integers(band[part] / weight[part], image.dtype)
-        carried = band[finished:].copy(), weight[finished:].copy()
+            result[span[0] * scale + part.start:span[0] * scale + part.stop] = _integers(band[part], image.dtype)
+        carried = band[finished:].copy()
+        del band  # before the next one is made
     return result
 
 
-def _band(run: Run, image: np.ndarray, scale: int, tiling: Tiling, rows: tuple[int, int],
-          columns: list[tuple[int, int]], tick: Callable[[], object]) -> tuple[np.ndarray, np.ndarray]:
-    """A row of tiles, each times its weights, and the sums of the weights."""
-    height, width, channels = image.shape
-    top, bottom = rows
-    band = np.zeros(((bottom - top) * scale, width * scale, channels), np.float32)
-    weight = np.zeros((*band.shape[:2], 1), np.float32)
-    vertical = ramp(top, bottom, height, tiling.overlap, scale)[:, None, None]
+def _band(run: Run, image: np.ndarray, scale: int, down: Share, across: list[Share],
+          tick: Callable[[], object]) -> np.ndarray:
+    """A row of tiles, each times what it has of the result."""
+    (top, bottom), share = down
+    band = np.zeros(((bottom - top) * scale, image.shape[1] * scale, image.shape[2]), np.float32)
     most = np.iinfo(image.dtype).max
-    for left, right in columns:
+    for (left, right), part in across:
         tile = torch.from_numpy(image[top:bottom, left:right].astype(np.float32) / most).permute(2, 0, 1)[None]
         with torch.no_grad():
             output = run(tile)[0].float().cpu().permute(1, 2, 0).numpy()
-        share = vertical * ramp(left, right, width, tiling.overlap, scale)[None, :, None]
-        band[:, left * scale:right * scale] += output * share
-        weight[:, left * scale:right * scale] += share
+        band[:, left * scale:right * scale] += output * (share[:, None] * part)[..., None]
         tick()
-    return band, weight
+    return band
 
 
 def _blocks(rows: int, size: int = 64) -> Iterator[slice]:

@@ -133,4 +133,5 @@ def training_loader(dataset: Any, settings: dict[str, Any], order: BatchOrder, *
     """
     workers = int(settings['num_worker_per_gpu'])
     return DataLoader(Requested(dataset, settings.get('on_bad_image', 'fatal') == 'skip'), batch_sampler=order,
-                      num_workers=workers, pin_memory=pin_memory, worker_init_fn=leave_signals_to_parent if workers else None)
+                      num_workers=workers, pin_memory=pin_memory,
+                      worker_init_fn=leave_signals_to_parent if workers else None)

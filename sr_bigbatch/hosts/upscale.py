@@ -17,14 +17,17 @@ from tqdm import tqdm
 
 from sr_bigbatch.core.live_bytes import LiveBytes
 from sr_bigbatch.core.precision import autocast
-from sr_bigbatch.core.storage import write_atomically
+from sr_bigbatch.core.storage import beside
 from sr_bigbatch.core.tiling import Tiling, upscale
 from sr_bigbatch.hosts.basicsr_prepare import SUFFIXES
 from sr_bigbatch.hosts.mmengine_optim import DTYPES
 from sr_bigbatch.nets.restore import restore
+from sr_bigbatch.nets.tail_in_strips import TailInStrips
 
-_SMALLEST_TILE, _PROBE = 96, 64  # pixels
+_PROBES = 128, 256  # pixels
+_LARGEST_TILE = 2048
 _PROCESS_BYTES = 450e6  # Python, torch and OpenCV themselves
+_SPARE = 1.05  # for what allocators do not give back
 
 
 class BadPicture(ValueError):
@@ -91,11 +94,12 @@ def _one(job: Job, weights: Path, tiling: Tiling | None, overlap: int, memory_gb
         net, device = restore(weights), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         tiling = tiling or _tiling(net, image, overlap, memory_gb, DTYPES[dtype])
+        strips = TailInStrips(net)
 
         def run(tile: torch.Tensor) -> torch.Tensor:
             with autocast(device, DTYPES[dtype]):
-                output: torch.Tensor = net(_padded(tile.to(device), net.scale))
-            return output[..., :tile.shape[-2] * net.scale, :tile.shape[-1] * net.scale]
+                output: torch.Tensor = strips(_padded(tile.flip(1).to(device), net.scale))  # OpenCV has blue first
+            return output[..., :tile.shape[-2] * net.scale, :tile.shape[-1] * net.scale].flip(1)
 
         rows, columns = (len(tiling.spans(length)) for length in image.shape[:2])
         with tqdm(total=rows * columns, unit='tile', desc=job.source.name, disable=quiet) as bar:
@@ -114,28 +118,36 @@ def _padded(tile: torch.Tensor, scale: int) -> torch.Tensor:
 
 def _tiling(net: Any, image: np.ndarray, overlap: int, memory_gb: float, dtype: torch.dtype) -> Tiling:
     """The largest tiles whose predicted memory fits beside the image, its result and a band of tiles."""
-    height, width = image.shape[:2]
-    per_pixel = _live_bytes(net, _PROBE, dtype) / _PROBE**2
-    fixed = _PROCESS_BYTES + image.nbytes * (1 + 2 * net.scale**2)  # the result, and its PNG while it is being written
-    band = width * net.scale**2 * 4 * 4 * 1.3  # per row of a tile: three channels and weights, and what is carried over
-    tile = 0
-    for size in range(_SMALLEST_TILE, 2049, 16):
-        if fixed + band * min(size, height) + per_pixel * min(size, height) * min(size, width) <= memory_gb * 1e9:
-            tile = size
-    if tile <= 2 * overlap:
-        needed = (fixed + band * (2 * overlap + 16) + per_pixel * (2 * overlap + 16)**2) / 1e9
-        raise BadPicture(f'{width}x{height} pixels need about {needed:.1f} GB, and --memory is {memory_gb:g}')
-    return Tiling(tile, overlap)
+    height, width, channels = image.shape
+    enlarged = height * width * net.scale**2 * image.itemsize
+    fixed = _PROCESS_BYTES + image.nbytes + enlarged * (3 if channels == 3 else 4 + 2 * channels)
+    fixed += 2 * sum(parameter.nbytes for parameter in net.parameters())  # while they are read
+    row = width * net.scale**2 * 3 * 4  # of a band of float32 colours
+    small, large = (_live_bytes(net, size, dtype) for size in _PROBES)
+    pixel = (large - small) / (_PROBES[1]**2 - _PROBES[0]**2)
+    fixed += max(0.0, large - pixel * _PROBES[1]**2)
+    pixel = max(pixel, 12 * 4 * net.scale**2)  # a tile's colours, those that OpenCV wants, and its share of the result
+
+    def needed(size: int) -> float:
+        band, tile = min(size, height) + overlap, min(size, height) * min(size, width)
+        return float(_SPARE * (fixed + row * band + pixel * tile) / 1e9)
+
+    smallest = 2 * overlap + 16
+    if needed(smallest) > memory_gb:
+        raise BadPicture(f'{width}x{height} pixels need about {needed(smallest):.1f} GB with an overlap of {overlap}, and '
+                         f'--memory is {memory_gb:g}')
+    return Tiling(max(size for size in range(smallest, _LARGEST_TILE, 16) if needed(size) <= memory_gb), overlap)
 
 
-def _live_bytes(net: Any, size: int, dtype: torch.dtype) -> float:
+def _live_bytes(net: Any, size: int, dtype: torch.dtype) -> int:
     """Bytes of tensors that live while a tile is worked on, at their highest, beside the weights."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        fake: dict[str, torch.Tensor] = {name: mode.from_tensor(value) for name, value in net.state_dict().items()}
+        strips = TailInStrips(net)
+        fake: dict[str, torch.Tensor] = {name: mode.from_tensor(value) for name, value in strips.state_dict().items()}
         tile = torch.rand(1, net.conv_last.out_channels, size, size)
         with LiveBytes([tile, *fake.values()]) as live, autocast(torch.device('cpu'), dtype):
-            torch.func.functional_call(net, fake, (tile,))
-        return float(live.peak['']) - sum(value.nbytes for value in fake.values())
+            torch.func.functional_call(strips, fake, (tile,))
+        return int(live.peak['']) - sum(value.nbytes for value in fake.values())
 
 
 def _read(path: Path) -> np.ndarray:
@@ -152,9 +164,9 @@ def _upscaled(run: Any, image: np.ndarray, scale: int, tiling: Tiling, tick: Any
     """Colours by the network, alpha by bicubic interpolation; grey images are grey again."""
     colours, alpha = (image[..., :-1], image[..., -1]) if image.shape[2] in (2, 4) else (image, None)
     grey = colours.shape[2] == 1
-    rgb = np.repeat(colours, 3, 2) if grey else colours[..., ::-1]
-    result = upscale(run, rgb, scale, tiling, tick)
-    result = result.mean(2, keepdims=True).round().astype(image.dtype) if grey else result[..., ::-1]
+    result = upscale(run, np.repeat(colours, 3, 2) if grey else colours, scale, tiling, tick)
+    if grey:
+        result = result.mean(2, keepdims=True).round().astype(image.dtype)
     if alpha is not None:
         size = (image.shape[1] * scale, image.shape[0] * scale)
         larger = cv2.resize(alpha, size, interpolation=cv2.INTER_CUBIC)
@@ -163,7 +175,6 @@ def _upscaled(run: Any, image: np.ndarray, scale: int, tiling: Tiling, tick: Any
 
 
 def _write(image: np.ndarray, path: Path) -> None:
-    done, encoded = cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    if not done:
-        raise BadPicture('cannot be written as PNG')
-    write_atomically(lambda file: file.write(encoded.data), path)
+    with beside(path, '.part.png') as part:
+        if not cv2.imwrite(str(part), image, [cv2.IMWRITE_PNG_COMPRESSION, 3]):  # to the file: no copy in memory
+            raise BadPicture(f'{path} could not be written')

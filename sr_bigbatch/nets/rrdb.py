@@ -126,13 +126,17 @@ class CheckpointedRRDBNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale ``x`` (M, C, h, w), values in [0, 1], to (M, C, H, W); the values are not clamped."""
-        features = self._trunk(self.conv_first(F.pixel_unshuffle(x, _UNSHUFFLE[self.scale])))
+        return self.tail(self.trunk(x))
+
+    def tail(self, features: Tensor) -> Tensor:
+        """Images (M, C, 4h, 4w) of the trunk's features (M, F, h, w)."""
         convs = (self.conv_up1, self.conv_up2, self.conv_hr, self.conv_last)
         return upsampling_tail(features, [parameter for conv in convs for parameter in conv.parameters()],
                                self.recompute.tail)
 
-    def _trunk(self, features: Tensor) -> Tensor:
-        skip = out = features
+    def trunk(self, x: Tensor) -> Tensor:
+        """Features of ``x``; for scales 2 and 1 they have half and a quarter of its height and width."""
+        skip = out = self.conv_first(F.pixel_unshuffle(x, _UNSHUFFLE[self.scale]))
         together = self.recompute.blocks if torch.is_grad_enabled() else 0
         for start in range(0, len(self.body), together or 1):
             if together:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sr_bigbatch.core.tiling import Tiling, upscale
+from sr_bigbatch.core.tiling import Tiling, shares, upscale
 
 
 def _nearest(scale):
@@ -39,3 +39,13 @@ def test_what_sees_a_neighbourhood_has_no_seam_with_enough_overlap():
 def test_a_tile_that_is_all_overlap_is_refused():
     with pytest.raises(ValueError, match='more than twice as wide'):
         Tiling(32, 16)
+
+
+@given(st.integers(1, 300), st.integers(9, 60), st.integers(0, 29), st.sampled_from([1, 2, 4]))
+@settings(deadline=None)
+def test_what_all_tiles_have_of_a_row_sums_up_to_one(length, tile, overlap, scale):
+    tiling = Tiling(max(tile, 2 * overlap + 1), overlap)
+    spans, total = tiling.spans(length), np.zeros(length * scale)
+    for (begin, end), share in zip(spans, shares(spans, overlap, scale), strict=True):
+        total[begin * scale:end * scale] += share
+    assert np.allclose(total, 1, atol=1e-6)
