@@ -21,6 +21,7 @@ def install() -> None:
     if has_mmengine and importlib.util.find_spec('basicsr') is not None:
         importlib.import_module('sr_bigbatch.hosts.basicsr_archs')
         importlib.import_module('sr_bigbatch.hosts.basicsr_data')
+        importlib.import_module('sr_bigbatch.hosts.basicsr_metrics')
         importlib.import_module('sr_bigbatch.hosts.basicsr_models')
 
 

@@ -32,14 +32,20 @@ def file_findings(opt: dict[str, Any]) -> list[str]:
 
 
 def vgg_findings(opt: dict[str, Any]) -> Iterable[str]:
-    """A finding if the perceptual loss lacks the weights of its network."""
-    perceptual = opt['train'].get('perceptual_opt')
-    if not perceptual:
-        return
-    kind = perceptual.get('vgg_type', 'vgg19')
+    """A finding for the perceptual loss, and one for the metric, if the weights of its network are missing."""
+    metrics = (opt.get('val') or {}).get('metrics') or {}
+    distances = {f'val.metrics.{name}': metric for name, metric in metrics.items()
+                 if metric['type'] == 'calculate_perceptual_distance'}
+    for where, settings in {'train.perceptual_opt': opt['train'].get('perceptual_opt'), **distances}.items():
+        if settings:
+            without = '--force_yml train:perceptual_opt=~' if where not in distances else f'take {where} out'
+            yield from _vgg(settings.get('vgg_type', 'vgg19'), where, without)
+
+
+def _vgg(kind: str, where: str, without: str) -> Iterable[str]:
     if Path(VGG_PRETRAIN_PATH).exists():
         if kind != 'vgg19':
-            yield (f'train.perceptual_opt.vgg_type is {kind}, but BasicSR would load {VGG_PRETRAIN_PATH} into it: move that '
+            yield (f'{where}.vgg_type is {kind}, but BasicSR would load {VGG_PRETRAIN_PATH} into it: move that '
                    'file away or use vgg19')
         return
     weights = getattr(torchvision.models, f'{kind.upper()}_Weights', None)
@@ -47,8 +53,8 @@ def vgg_findings(opt: dict[str, Any]) -> Iterable[str]:
     cached = Path(torch.hub.get_dir()) / 'checkpoints' / os.path.basename(url)
     if not cached.exists():
         target = Path(VGG_PRETRAIN_PATH).absolute() if kind == 'vgg19' else cached
-        yield (f'train.perceptual_opt needs the ImageNet weights of {kind}, which are not on this machine. Get {url} and '
-               f'put it at {target}; or train without perceptual loss: --force_yml train:perceptual_opt=~')
+        yield (f'{where} needs the ImageNet weights of {kind}, which are not on this machine. Get {url} and '
+               f'put it at {target}; or do without: {without}')
 
 
 def say_which_vgg(opt: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from basicsr.models import lr_scheduler
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY, Registry
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY, Registry
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -38,6 +38,8 @@ def part_findings(opt: dict[str, Any]) -> Iterable[str]:
         if isinstance(hook, dict) and hook.get('type') == 'ProgressiveResolutionHook':
             yield from _stages(hook, where, opt)
     yield from _training_parts(opt['train'])
+    for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
+        yield from _built(metric, f'val.metrics.{name}', _from(METRIC_REGISTRY), {'better'})
 
 
 def _stages(hook: dict[str, Any], where: str, opt: dict[str, Any]) -> Iterable[str]:

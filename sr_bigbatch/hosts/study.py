@@ -4,14 +4,18 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from tqdm import tqdm
 
@@ -37,9 +41,13 @@ class Trial:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Its log."""
+        """Its log; ``d_gap`` is the discriminator's mean logit of real images less that of generated ones."""
         file = self.folder / LOG_FILE
-        return [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()] if file.is_file() else []
+        lines = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()] if file.is_file() else []
+        for line in lines:
+            if 'out_d_real' in line:
+                line['d_gap'] = line['out_d_real'] - line['out_d_fake']
+        return lines
 
 
 def options_of(opt: dict[str, Any], batch: int, seed: int, axis: str, lr_rule: str, root: Path) -> dict[str, Any]:
@@ -65,8 +73,8 @@ def options_of(opt: dict[str, Any], batch: int, seed: int, axis: str, lr_rule: s
 
 
 def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], axis: str, lr_rule: str, root: Path,
-            train: Path) -> list[Trial]:
-    """Train all, one after the other; those that are finished are left alone and those that were stopped go on.
+            train: Path, jobs: int) -> list[Trial]:
+    """Train all; those that are finished are left alone and those that were stopped go on.
 
     Args:
         opt: the base.
@@ -76,24 +84,42 @@ def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], a
         lr_rule: likewise.
         root: folder of the study.
         train: ``tools/train.py``.
+        jobs: trainings at a time. Each has a GPU of its own, as far as there are so many.
 
     Raises:
-        RuntimeError: if a training fails; its message is what it said last.
+        RuntimeError: if a training fails; its message is what it said last. Others that have begun are finished first.
     """
-    trials = []
     root.mkdir(parents=True, exist_ok=True)
-    for batch, seed in tqdm([(batch, seed) for seed in seeds for batch in batches], unit='training'):
+    gpus: SimpleQueue[int] = SimpleQueue()
+    for job in range(jobs):
+        gpus.put(job % max(1, torch.cuda.device_count()))
+
+    def run(batch: int, seed: int) -> Trial:
         options = options_of(opt, batch, seed, axis, lr_rule, root)
-        file = root / f'{options["name"]}.yml'
+        file, gpu = root / f'{options["name"]}.yml', gpus.get()
         file.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
         trial = Trial(batch, seed, root / options['name'])
         if not (trial.folder / 'models' / 'net_g_latest.pth').is_file():
-            done = subprocess.run([sys.executable, '-W', 'ignore', str(train), '-opt', str(file), '--auto_resume'],
-                                  capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f'{file} ended with status {done.returncode}: {done.stderr[-1500:]}')
-        trials.append(trial)
-    return trials
+            _train(train, file, gpu if jobs > 1 else None)
+        gpus.put(gpu)
+        return trial
+
+    with ThreadPoolExecutor(jobs) as pool:
+        begun = [pool.submit(run, batch, seed) for seed in seeds for batch in batches]
+        try:
+            for done in tqdm(as_completed(begun), total=len(begun), unit='training'):
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [training.result() for training in begun]
+
+
+def _train(train: Path, file: Path, gpu: int | None) -> None:
+    environment = os.environ if gpu is None else {**os.environ, 'CUDA_VISIBLE_DEVICES': str(gpu)}
+    done = subprocess.run([sys.executable, '-W', 'ignore', str(train), '-opt', str(file), '--auto_resume'],
+                          capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f'{file} ended with status {done.returncode}: {done.stderr[-1500:]}')
 
 
 def metrics_of(trials: Iterable[Trial]) -> list[str]:

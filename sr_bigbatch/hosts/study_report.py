@@ -16,10 +16,11 @@ from matplotlib import pyplot as plt
 
 from sr_bigbatch.hosts.study import Trial, final, fit, metrics_of
 
-_LOSSES = ('l_g_pix', 'l_g_percep', 'l_g_gan')
+_LOSSES = ('l_g_pix', 'l_g_percep', 'l_g_gan', 'd_gap')
 _ZOOM = 96  # pixels of the shown part of a validation image
 _SMOOTH = 10  # records that a curve is averaged over
-_CAPTIONS = {'curves': 'Means over the seeds; bands from the lowest to the highest. Dotted: overflows and other events.',
+_CAPTIONS = {'curves': 'Means over the seeds; bands from the lowest to the highest. Dotted: overflows and other events. '
+             'd_gap: the discriminator\'s mean logit of real images less that of generated ones.',
              'quality': 'At the end, one point a training, with the fitted line.',
              'images': 'The same part of the first validation image at the end, first seed.'}
 

@@ -1,10 +1,14 @@
 """The perceptual loss through BasicSR's real VGG path, with random weights in the place of ImageNet's."""
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
+from basicsr.losses import build_loss
+from basicsr.metrics import calculate_metric
+from basicsr.utils import img2tensor
 
 from sr_bigbatch.hosts.basicsr_options import check
 from sr_bigbatch.options import OptionError
@@ -53,6 +57,19 @@ def test_perceptual_and_style_loss_in_micro_batches_equal_the_whole_batch(opt, b
     assert difference(models[1].net_g, models[0].net_g, start) <= (1e-3 if dtype == 'float32' else 0.2)
 
 
+@pytest.mark.filterwarnings('ignore:The parameter .pretrained. is deprecated', 'ignore:Arguments other than a weight enum')
+def test_the_perceptual_distance_is_the_perceptual_loss_of_an_image(opt, built, in_place):
+    truth, image = (np.random.default_rng(seed).integers(0, 255, (48, 40, 3)).astype(np.uint8) for seed in (0, 1))
+    settings = {'type': 'calculate_perceptual_distance', 'crop_border': 4, 'better': 'lower'}
+    distance = calculate_metric({'img': image, 'img2': truth}, settings)
+    loss = build_loss({**PERCEPTUAL, 'layer_weights': {'conv5_4': 1.0}, 'style_weight': 0})
+    pairs = [img2tensor(each[4:-4, 4:-4].astype(np.float32) / 255)[None] for each in (image, truth)]
+    assert distance == pytest.approx(float(loss(*pairs)[0]), rel=1e-6) and distance > 0
+    assert calculate_metric({'img': truth, 'img2': truth}, settings) == 0
+    opt['val']['metrics']['distance'] = settings
+    check(opt)
+
+
 def test_missing_vgg_weights_are_one_clear_error(opt, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
@@ -63,3 +80,7 @@ def test_missing_vgg_weights_are_one_clear_error(opt, tmp_path, monkeypatch):
     message = caught.value.findings[0]
     for part in ('vgg19-dcbb9e9d.pth', str(tmp_path / VGG_PRETRAIN_PATH), 'train:perceptual_opt=~'):
         assert part in message
+    del opt['train']['perceptual_opt']
+    opt['val']['metrics']['distance'] = {'type': 'calculate_perceptual_distance', 'crop_border': 4}
+    with pytest.raises(OptionError, match=r'val\.metrics\.distance needs the ImageNet weights'):
+        check(opt)

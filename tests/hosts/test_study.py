@@ -22,7 +22,7 @@ def test_a_study_trains_reports_and_goes_on_where_it_was_stopped(opt, tmp_path, 
     assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0') == 0
     study = tmp_path / 'study'
     first = (study / 'batch2_seed0' / 'models' / 'net_g_latest.pth').stat().st_mtime
-    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '1') == 0
+    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '1', '--jobs', '2') == 0
     assert (study / 'batch2_seed0' / 'models' / 'net_g_latest.pth').stat().st_mtime == first
     updates = {folder.name: json.loads((folder / 'train_log.jsonl').read_text().splitlines()[-1])['iter']
                for folder in study.iterdir() if folder.is_dir()}

@@ -103,6 +103,7 @@ def test_command_line_of_basicsr_is_understood(opt, tmp_path, monkeypatch):
     ('val:val_at_start=3', 'val.val_at_start must be true or false, got 3'),
     ('custom_hooks=[{type: ProgressiveHook}]', 'custom_hooks[0].type: ProgressiveHook is not known'),
     ('custom_hooks={type: ProgressiveResolutionHook}', 'custom_hooks must be a list of {type: ...}'),
+    ('val:metrics:psnr:type=calculate_pnsr', 'val.metrics.psnr.type: calculate_pnsr is not known'),
     ('num_gpu=-1', 'num_gpu must be auto, 0 (CPU) or a number of GPUs'),
     ('scale=0', 'scale must be a positive whole number'),
     ('train:optim_g:type=Adm', 'train.optim_g.type: Adm is not known'),
