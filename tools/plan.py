@@ -16,7 +16,7 @@ from sr_bigbatch.core.planner import choose, sustained_flops
 from sr_bigbatch.hosts.basicsr_growth import stages_of
 from sr_bigbatch.hosts.basicsr_options import check
 from sr_bigbatch.hosts.basicsr_predict import candidates, dtype_of
-from sr_bigbatch.hosts.basicsr_run import LOG_FILE, noise_verdicts
+from sr_bigbatch.hosts.run_log import LOG_FILE, noise_verdicts
 from sr_bigbatch.options import OptionError, load, override
 
 

@@ -1,7 +1,6 @@
 """Pictures of a finished run: its curves, and bicubic | ours | ground truth of a validation photograph."""
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils import tensor2img
 from basicsr.utils.matlab_functions import imresize
+
+from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -21,7 +22,7 @@ _ZOOM = 96  # pixels of the ground truth
 
 def draw_run(model: Any, val_loader: Any, folder: Path, scale: int) -> list[Path]:
     """Draw ``curves.png`` and ``comparison.png`` into the experiment's folder; returns their paths."""
-    drawn = [draw_curves(folder / 'train_log.jsonl', folder / 'curves.png')]
+    drawn = [draw_curves(folder / LOG_FILE, folder / 'curves.png')]
     sample = next(iter(val_loader))
     if 'gt' in sample:
         model.feed_data(sample)
@@ -39,7 +40,7 @@ def draw_curves(log_file: Path, target: Path) -> Path:
         log_file: one JSON record a line, as the training writes it.
         target: the PNG to write.
     """
-    records = [json.loads(line) for line in log_file.read_text(encoding='utf-8').splitlines()]
+    records = read_log(log_file)
     train = [record for record in records if 'val' not in record and 'event' not in record]
     marks = sorted({(record['iter'], record['event']) for record in records if 'event' in record})
     val = [record for record in records if 'val' in record]

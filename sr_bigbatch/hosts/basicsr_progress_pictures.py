@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import cv2
 from matplotlib import pyplot as plt
 
 from sr_bigbatch.hosts.basicsr_pictures import save_figure
+from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
 
 _SMOOTH = 5  # records that a curve is averaged over
 _ZOOM = 128  # pixels of the shown part of a validation image
@@ -23,7 +23,7 @@ def draw_progress(folders: Sequence[Path], target: Path) -> Path:
         folders: of the experiments, with ``train_log.jsonl`` and, for the images, ``visualization/``.
         target: the PNG to write.
     """
-    records = {folder.name: _records(folder / 'train_log.jsonl') for folder in folders}
+    records = {folder.name: read_log(folder / LOG_FILE) for folder in folders}
     borders = {name: _borders(rows) for name, rows in records.items()}
     images = {folder.name: _images(folder, borders[folder.name]) for folder in folders}
     shown = [(name, image) for name, found in images.items() for image in found]
@@ -40,10 +40,6 @@ def draw_progress(folders: Sequence[Path], target: Path) -> Path:
             axis.set_title(f'{name}: {title}' if len(folders) > 1 else title, fontsize='small')
             axis.axis('off')
     return save_figure(figure, target)
-
-
-def _records(log_file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log_file.read_text(encoding='utf-8').splitlines()]
 
 
 def _borders(rows: list[dict[str, Any]]) -> list[int]:

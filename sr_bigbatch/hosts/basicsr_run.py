@@ -13,39 +13,11 @@ from tqdm import tqdm
 from sr_bigbatch.core.checkpoint_set import discard
 from sr_bigbatch.core.distributed import rank, world_size, worst
 from sr_bigbatch.core.memory import peak_bytes
-from sr_bigbatch.core.noise_scale import verdict
-from sr_bigbatch.core.storage import write_atomically
 from sr_bigbatch.hosts.basicsr_loader import seed_everything
 from sr_bigbatch.hosts.basicsr_state import GaveUp
+from sr_bigbatch.hosts.run_log import LOG_FILE
 
-LOG_FILE = 'train_log.jsonl'
 _MOST_FAILED_SAVES = 3
-
-
-def trim_log(log_file: Path, iteration: int) -> None:
-    """Leave in the log what came up to an iteration, whole lines only: a resumed run writes the rest again."""
-    if not log_file.is_file():
-        return
-    kept = []
-    for line in log_file.read_text(encoding='utf-8', errors='replace').splitlines():
-        try:
-            if json.loads(line)['iter'] <= iteration:
-                kept.append(line + '\n')
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off by whatever ended the run
-    write_atomically(lambda file: file.write(''.join(kept).encode()), log_file)
-
-
-def noise_verdicts(log_file: Path) -> list[str]:
-    """Whether the batch of a logged run was too small, enough or wasteful: a sentence for each network."""
-    if not log_file.is_file():
-        return [f'there is no {log_file}']
-    records = [json.loads(line) for line in log_file.read_text(encoding='utf-8').splitlines()]
-    found = []
-    for key, network in (('noise_scale_g', 'generator'), ('noise_scale_d', 'discriminator')):
-        told = [record for record in records if key in record]
-        found += [verdict(network, told[-1][key], int(told[-1]['batch']))] if told else []
-    return found or ['The log tells no gradient noise: it is known after 50 updates of a batch that is cut into parts.']
 
 
 class Run:
@@ -129,14 +101,17 @@ class Run:
         self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
 
     def validate(self, iteration: int) -> None:
-        """Validate on every validation set and write down the metrics."""
+        """Validate on every validation set and write down the metrics; a metric that fails does not end the training."""
         val = self.opt.get('val') or {}
         for loader in self.val_loaders if val else []:
-            before = time.perf_counter()
-            self.model.validation(loader, iteration, self.tb_logger, val.get('save_img', False))
-            metrics = getattr(self.model, 'metric_results', {})
-            self._write({'iter': iteration, 'val': loader.dataset.opt['name'],
-                         **{name: float(value) for name, value in metrics.items()}})
+            before, name = time.perf_counter(), loader.dataset.opt['name']
+            try:
+                self.model.validation(loader, iteration, self.tb_logger, val.get('save_img', False))
+                metrics = getattr(self.model, 'metric_results', {})
+                self._write({'iter': iteration, 'val': name, **{key: float(value) for key, value in metrics.items()}})
+            except (ValueError, ArithmeticError) as error:  # such as NIQE's, of the flat image of an untrained network
+                get_root_logger().warning(f'Iteration {iteration}: the images of {name} could not be judged '
+                                          f'({type(error).__name__}: {error}); the training goes on.')
             self.since += time.perf_counter() - before
 
     def _write(self, record: dict[str, Any]) -> None:

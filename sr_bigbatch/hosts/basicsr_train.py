@@ -38,7 +38,8 @@ from sr_bigbatch.hosts.basicsr_growth import crop_sizes, stages_of
 from sr_bigbatch.hosts.basicsr_loader import BatchOrder, training_loader
 from sr_bigbatch.hosts.basicsr_pictures import draw_run
 from sr_bigbatch.hosts.basicsr_progress_pictures import draw_progress
-from sr_bigbatch.hosts.basicsr_run import LOG_FILE, Run, trim_log
+from sr_bigbatch.hosts.basicsr_run import Run
+from sr_bigbatch.hosts.run_log import LOG_FILE, trim_log
 
 
 def train(opt: dict[str, Any], option_file: str) -> int:

@@ -18,7 +18,7 @@ from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
 from sr_bigbatch.core.crop_size import CropSize
 from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.hosts.host_losses import HostLosses
-from sr_bigbatch.hosts.mmengine_model import refuse_parts_of_batch_norms, replan, say, tick
+from sr_bigbatch.hosts.mmengine_model import logged, refuse_parts_of_batch_norms, replan, say, tick
 from sr_bigbatch.nets import rrdb, vgg_discriminator
 
 
@@ -109,7 +109,7 @@ class AccumulatingMMagicESRGAN(ESRGAN):  # type: ignore[misc]
         self.step_counter += 1
         say(report)
         tick(optim_wrapper)
-        return {name: value.detach() for name, value in report.losses.items()}
+        return logged(report, optim_wrapper)
 
     def _build(self, optim_wrapper: OptimWrapperDict, batch_size: int) -> AdversarialStep:
         wrappers = [optim_wrapper[name] for name in ('generator', 'discriminator')]

@@ -108,7 +108,7 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
             with torch.no_grad():
                 for mean, value in zip(self.net_g_ema.parameters(), self.net_g.parameters(), strict=True):
                     mean.lerp_(value, 1 - self.ema_decay)
-        return {name: value.detach() for name, value in self.report.losses.items()}
+        return logged(self.report, optim_wrapper)
 
     def _step(self, optim_wrapper: OptimWrapperDict, batch_size: int) -> AdversarialStep:
         wrapper_g, wrapper_d = optim_wrapper['net_g'], optim_wrapper['net_d']
@@ -135,6 +135,16 @@ def say(report: StepReport) -> None:
     """Tell the Runner's log what happened in a step."""
     for event in report.events:
         print_log(f'{event.kind} ({event.part}): {event.text}', 'current', logging.WARNING)
+
+
+def logged(report: StepReport, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
+    """What the Runner logs: losses and, once it is known, the noise scale of each network's gradient, in images.
+
+    The Runner reads every number after every iteration, so that this waits for nothing that it would not wait for.
+    """
+    scales = {f'noise_scale_{name}': wrapper.safe_update.noise.value for name, wrapper in optim_wrapper.items()}
+    return {**{name: value.detach() for name, value in report.losses.items()},
+            **{name: torch.tensor(value) for name, value in scales.items() if value is not None}}
 
 
 def tick(optim_wrapper: OptimWrapperDict) -> None:

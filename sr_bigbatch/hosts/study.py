@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import subprocess
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from sr_bigbatch.hosts.basicsr_run import LOG_FILE
+from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
 from sr_bigbatch.recipe import translate
 
 AXES = ('images', 'iterations')
@@ -43,7 +43,7 @@ class Trial:
     def records(self) -> list[dict[str, Any]]:
         """Its log; ``d_gap`` is the discriminator's mean logit of real images less that of generated ones."""
         file = self.folder / LOG_FILE
-        lines = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()] if file.is_file() else []
+        lines = read_log(file) if file.is_file() else []
         for line in lines:
             if 'out_d_real' in line:
                 line['d_gap'] = line['out_d_real'] - line['out_d_fake']
@@ -90,27 +90,32 @@ def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], a
         RuntimeError: if a training fails; its message is what it said last. Others that have begun are finished first.
     """
     root.mkdir(parents=True, exist_ok=True)
+    failed = Event()
     gpus: SimpleQueue[int] = SimpleQueue()
     for job in range(jobs):
         gpus.put(job % max(1, torch.cuda.device_count()))
 
     def run(batch: int, seed: int) -> Trial:
         options = options_of(opt, batch, seed, axis, lr_rule, root)
-        file, gpu = root / f'{options["name"]}.yml', gpus.get()
+        file = root / f'{options["name"]}.yml'
         file.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
         trial = Trial(batch, seed, root / options['name'])
-        if not (trial.folder / 'models' / 'net_g_latest.pth').is_file():
+        if failed.is_set() or (trial.folder / 'models' / 'net_g_latest.pth').is_file():
+            return trial
+        gpu = gpus.get()
+        try:
             _train(train, file, gpu if jobs > 1 else None)
-        gpus.put(gpu)
+        except RuntimeError:
+            failed.set()
+            raise
+        finally:
+            gpus.put(gpu)
         return trial
 
     with ThreadPoolExecutor(jobs) as pool:
         begun = [pool.submit(run, batch, seed) for seed in seeds for batch in batches]
-        try:
-            for done in tqdm(as_completed(begun), total=len(begun), unit='training'):
-                done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for done in tqdm(as_completed(begun), total=len(begun), unit='training'):
+            done.result()
     return [training.result() for training in begun]
 
 

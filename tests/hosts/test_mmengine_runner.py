@@ -75,6 +75,15 @@ def _models(opt, built, config):
         {'type': 'OptimWrapperPerNetwork', 'optim_wrapper_cfg': settings})(ours)
 
 
+def test_the_noise_scale_is_logged_once_it_is_known(opt, built, config):
+    _, ours, wrappers = _models(opt, built, config)
+    batch = {'lq': torch.rand(4, 3, 8, 8), 'gt': torch.rand(4, 3, 32, 32)}
+    assert not [name for name in ours.train_step(batch, wrappers) if name.startswith('noise')]
+    known = {'signal': 1e6, 'noise': 3.2e7, 'weight': 1.0, 'updates': 60}  # large numbers: one more update does not matter
+    wrappers['net_g'].safe_update.noise.load_state_dict(known)
+    assert float(ours.train_step(batch, wrappers)['noise_scale_net_g']) == pytest.approx(32, rel=1e-3)
+
+
 def test_one_update_is_that_of_basicsrs_model(opt, built, config):
     theirs, ours, wrappers = _models(opt, built, config)
     batch = {'lq': torch.rand(4, 3, 8, 8), 'gt': torch.rand(4, 3, 32, 32)}

@@ -11,12 +11,15 @@ import time
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from basicsr.utils import logger
+from basicsr.utils.registry import METRIC_REGISTRY
 
 from sr_bigbatch.core import storage
+from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
 from tests.conftest import ROOT, load_tool, run_train
 from tests.hosts.test_progressive import _same
 
@@ -263,6 +266,26 @@ def _lmdb(short, data, tmp_path):
     short['datasets']['train'].update(io_backend={'type': 'lmdb'}, dataroot_gt=str(tmp_path / 'train_gt.lmdb'),
                                       dataroot_lq=str(tmp_path / 'train_lq.lmdb'))
     return tmp_path / 'train_gt.lmdb'
+
+
+def test_a_metric_that_fails_does_not_end_the_training(opt, tmp_path, monkeypatch):
+    calls = []
+
+    def fussy(img, img2):
+        calls.append(img.shape)
+        if len(calls) == 1:
+            raise np.linalg.LinAlgError('SVD did not converge')  # as NIQE does
+        return 1.0
+
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'fussy', fussy)
+    opt['val']['metrics'] = {'fussy': {'type': 'fussy'}}
+    opt['train']['total_iter'], opt['val']['val_freq'] = 2, 2
+    assert run_train(opt, tmp_path, monkeypatch) == 0
+    folder = tmp_path / 'experiments' / 'quickstart'
+    judged = [record for record in read_log(folder / LOG_FILE) if 'val' in record]
+    assert judged == [{'iter': 2, 'val': 'held_out', 'fussy': 1.0}]
+    told = next(folder.glob('train_*.log')).read_text()
+    assert 'could not be judged (LinAlgError: SVD did not converge); the training goes on' in told
 
 
 def test_a_broken_lmdb_is_named_before_the_start(short, data, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -31,6 +32,17 @@ def test_a_study_trains_reports_and_goes_on_where_it_was_stopped(opt, tmp_path, 
     assert 'psnr: ' in report and 'per doubling of the batch' in report and report.count('data:image/png;base64,') == 3
     assert not re.search(r'(src|href)="(?!data:)', report)  # nothing is fetched from elsewhere
     assert all((study / f'{name}.png').stat().st_size > 5000 for name in ('curves', 'quality', 'images'))
+
+
+@pytest.mark.parametrize('jobs', ['1', '2'])
+def test_a_training_that_fails_ends_the_study_with_its_message(opt, tmp_path, monkeypatch, capsys, jobs):
+    (tmp_path / 'lq').mkdir()
+    for image in Path(opt['datasets']['train']['dataroot_lq']).iterdir():
+        (tmp_path / 'lq' / image.name).write_bytes(b'no image')
+    opt['datasets']['train']['dataroot_lq'] = str(tmp_path / 'lq')
+    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '--jobs', jobs) == 1
+    assert '_seed0.yml ended with status 1' in capsys.readouterr().err
+    assert (tmp_path / 'study' / 'batch4_seed0').is_dir() == (jobs == '2')  # none is begun after it
 
 
 def _trials(folder, values):
