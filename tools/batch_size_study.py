@@ -43,8 +43,10 @@ def main() -> int:
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    same = f'{opt["name"]}: the same number of {args.axis}, learning-rate rule {args.lr}, seeds {args.seeds}'
-    print(write_report(trials, same, args.out / 'report.html'))
+    each = options_of(opt, args.batches[0], args.seeds[0], args.axis, args.lr, args.out)
+    number = each['train']['total_iter'] * (args.batches[0] if args.axis == 'images' else 1)
+    title = f'{opt["name"]}: {number} {args.axis} for each training, learning-rate rule {args.lr}, seeds {args.seeds}'
+    print(write_report(trials, title, each, args.out / 'report.html'))
     return 0
 
 

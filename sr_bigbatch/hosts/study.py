@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from sr_bigbatch.hosts.basicsr_files import vgg_findings
 from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
+from sr_bigbatch.options import OptionError
 from sr_bigbatch.recipe import translate
 
 AXES = ('images', 'iterations')
@@ -60,6 +62,9 @@ def options_of(opt: dict[str, Any], batch: int, seed: int, axis: str, lr_rule: s
         axis: ``images``: each training sees as many images; ``iterations``: each makes as many updates.
         lr_rule: of :data:`sr_bigbatch.recipe.LR_RULES`; for ``images``.
         root: folder of the study.
+
+    Raises:
+        OptionError: if the options have no held-out photographs, or cannot be translated.
     """
     if axis == 'images':
         opt = yaml.safe_load(translate(opt, batch, lr_rule))
@@ -69,7 +74,22 @@ def options_of(opt: dict[str, Any], batch: int, seed: int, axis: str, lr_rule: s
     opt['name'], opt['manual_seed'] = f'batch{batch}_seed{seed}', seed
     opt['path']['experiments_root'] = str(root)
     opt['logger']['use_tb_logger'] = False
+    _measure(opt)
     return opt
+
+
+def _measure(opt: dict[str, Any]) -> None:
+    """Add PSNR, SSIM and, if the weights of its network are there, the perceptual distance to the metrics."""
+    if not opt.get('val') or 'val' not in opt['datasets']:
+        raise OptionError(['val and datasets.val are needed: a study compares held-out photographs'])
+    wanted: dict[str, dict[str, Any]] = {'psnr': {'type': 'calculate_psnr'}, 'ssim': {'type': 'calculate_ssim'}}
+    distance = {'type': 'calculate_perceptual_distance', 'better': 'lower'}
+    if not list(vgg_findings({'train': {}, 'val': {'metrics': {'perceptual': distance}}})):
+        wanted['perceptual'] = distance
+    metrics = opt['val'].setdefault('metrics', {})
+    for name, settings in wanted.items():
+        if settings['type'] not in [metric.get('type') for metric in metrics.values() if isinstance(metric, dict)]:
+            metrics[name] = {**settings, 'crop_border': opt['scale']}
 
 
 def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], axis: str, lr_rule: str, root: Path,
@@ -127,10 +147,10 @@ def _train(train: Path, file: Path, gpu: int | None) -> None:
         raise RuntimeError(f'{file} ended with status {done.returncode}: {done.stderr[-1500:]}')
 
 
-def metrics_of(trials: Iterable[Trial]) -> list[str]:
-    """The names of what was measured on the validation sets."""
-    names = [name for trial in trials for record in trial.records if 'val' in record for name in record]
-    return [name for name in dict.fromkeys(names) if name not in ('iter', 'val')]
+def metrics_of(trials: Sequence[Trial]) -> list[str]:
+    """The names of what was measured on the validation sets, in every training."""
+    measured = [dict.fromkeys(name for record in trial.records if 'val' in record for name in record) for trial in trials]
+    return [name for name in measured[0] if name not in ('iter', 'val') and all(name in names for names in measured)]
 
 
 def final(trial: Trial, metric: str) -> float:
@@ -154,13 +174,14 @@ class Fit:
     offset: float
     count: int
 
-    def sentence(self, metric: str) -> str:
-        """What the data support."""
+    def sentence(self, metric: str, *, lower: bool) -> str:
+        """What the data support; ``lower`` says that less of the metric is better."""
         if math.isnan(self.error):
             return f'{metric}: {self.slope:+.3g} per doubling of the batch; too few trainings to know how sure that is.'
         low, high = self.slope - 2 * self.error, self.slope + 2 * self.error
         claim = ('no difference between batch sizes is supported' if low <= 0 <= high else
-                 f'a larger batch {"raises" if self.slope > 0 else "lowers"} it')
+                 f'a larger batch {"raises" if self.slope > 0 else "lowers"} it, which is '
+                 f'{"worse" if lower == (self.slope > 0) else "better"}')
         return (f'{metric}: {self.slope:+.3g} per doubling of the batch, two standard errors {low:+.3g} .. {high:+.3g}, '
                 f'from {self.count} trainings: {claim}.')
 

@@ -18,26 +18,31 @@ from sr_bigbatch.hosts.study import Trial, final, fit, metrics_of
 
 _LOSSES = ('l_g_pix', 'l_g_percep', 'l_g_gan', 'd_gap')
 _ZOOM = 96  # pixels of the shown part of a validation image
-_SMOOTH = 10  # records that a curve is averaged over
+_COLUMNS = 3  # panels side by side
+_ROWS = 3  # validation images that are shown
 _CAPTIONS = {'curves': 'Means over the seeds; bands from the lowest to the highest. Dotted: overflows and other events. '
              'd_gap: the discriminator\'s mean logit of real images less that of generated ones.',
              'quality': 'At the end, one point a training, with the fitted line.',
-             'images': 'The same part of the first validation image at the end, first seed.'}
+             'images': 'The same part of validation images at the end, first seed.'}
 
 
-def write_report(trials: Sequence[Trial], title: str, target: Path) -> Path:
+def write_report(trials: Sequence[Trial], title: str, opt: dict[str, Any], target: Path) -> Path:
     """Write ``target`` (HTML) and beside it the pictures as PNG.
 
     Args:
         trials: of one study.
         title: what was trained, and how.
+        opt: options of one of the trainings: which metrics are better when they are lower, and where the ground truth is.
         target: the HTML file.
     """
-    metrics = metrics_of(trials)
-    pictures = {'curves': _curves(trials, metrics), 'quality': _quality(trials, metrics), 'images': _images(trials)}
+    metrics, settings = metrics_of(trials), opt['val']['metrics']
+    pictures = {'curves': _curves(trials, metrics), 'quality': _quality(trials, metrics),
+                'images': _images(trials, opt['datasets']['val'])}
     parts = [f'<h1>Is a bigger batch better?</h1><p>{html.escape(title)}. torch {torch.__version__}, '
              f'{"CUDA" if torch.cuda.is_available() else "CPU"}.</p><h2>What the data support</h2><ul>']
-    parts += [f'<li>{html.escape(fit(trials, metric).sentence(metric))}</li>' for metric in metrics]
+    for metric in metrics:
+        lower = settings[metric].get('better') == 'lower'
+        parts.append(f'<li>{html.escape(fit(trials, metric).sentence(metric, lower=lower))}</li>')
     parts += ['</ul>', _table(trials, metrics)]
     for name, figure in pictures.items():
         if figure is not None:
@@ -76,27 +81,28 @@ def _table(trials: Sequence[Trial], metrics: list[str]) -> str:
         cells = [str(batch), str(len(mine)),
                  *(f'{statistics.mean(each):.4f} &plusmn; {wide:.2g}' for each, wide in zip(values, spread, strict=True)),
                  str(max(record['iter'] for record in train)), f'{statistics.median(r["images_per_s"] for r in train):.1f}',
-                 f'{max(record["peak_gb"] for record in train):.2f}', f'{statistics.median(noise):.0f}' if noise else '',
+                 f'{max(record["peak_gb"] for record in train):.2f}', f'{statistics.median(noise):.3g}' if noise else '',
                  str(sum('event' in record for trial in mine for record in trial.records))]
         rows.append(''.join(f'<td>{cell}</td>' for cell in cells))
     return f'<table><tr>{head}</tr>' + ''.join(f'<tr>{row}</tr>' for row in rows) + '</table>'
 
 
 def _curve(trial: Trial, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images seen, and a value; losses are smoothed."""
+    """Images seen, and a value; losses are averaged over an eighth of the curve."""
     points = [(record['iter'] * trial.batch, record[key]) for record in trial.records
               if key in record and 'event' not in record]
     seen, values = (np.array(column, dtype=float) for column in zip(*points, strict=True)) if points else (np.empty(0),) * 2
-    if key in _LOSSES and len(values) > _SMOOTH:
-        values = np.convolve(values, np.ones(_SMOOTH) / _SMOOTH, 'valid')
-        seen = seen[_SMOOTH - 1:]
+    width = max(1, len(values) // 8)
+    if key in _LOSSES and width > 1:
+        values = np.convolve(values, np.ones(width) / width, 'valid')
+        seen = seen[width - 1:]
     return seen, values
 
 
 def _curves(trials: Sequence[Trial], metrics: list[str]) -> Any:
     keys = [key for key in (*_LOSSES, *metrics) if any(key in record for trial in trials for record in trial.records)]
-    figure, axes = plt.subplots(1, len(keys), figsize=(4.8 * len(keys), 4), squeeze=False)
-    for axis, key in zip(axes[0], keys, strict=True):
+    figure, axes = _panels(len(keys))
+    for axis, key in zip(axes, keys, strict=True):
         for number, batch in enumerate(_batches(trials)):
             curves = [_curve(trial, key) for trial in trials if trial.batch == batch]
             length = min(len(values) for _, values in curves)
@@ -110,14 +116,22 @@ def _curves(trials: Sequence[Trial], metrics: list[str]) -> Any:
         axis.set_title(key)
         axis.set_xlabel('images seen')
         axis.grid(alpha=0.3)
-    axes[0, 0].legend()
+    axes[0].legend()
     return figure
 
 
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    rows = -(-count // _COLUMNS)
+    figure, axes = plt.subplots(rows, _COLUMNS, figsize=(4.8 * _COLUMNS, 3.8 * rows), squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, list(axes.flat[:count])
+
+
 def _quality(trials: Sequence[Trial], metrics: list[str]) -> Any:
-    figure, axes = plt.subplots(1, max(1, len(metrics)), figsize=(4.8 * max(1, len(metrics)), 4), squeeze=False)
+    figure, axes = _panels(len(metrics))
     batches = np.array(_batches(trials), dtype=float)
-    for axis, metric in zip(axes[0], metrics, strict=False):
+    for axis, metric in zip(axes, metrics, strict=True):
         line = fit(trials, metric)
         axis.plot([trial.batch for trial in trials], [final(trial, metric) for trial in trials], 'o')
         label = f'{line.slope:+.3g} +- {line.error:.2g} a doubling'
@@ -130,20 +144,27 @@ def _quality(trials: Sequence[Trial], metrics: list[str]) -> Any:
     return figure
 
 
-def _images(trials: Sequence[Trial]) -> Any:
-    seed, shown = min(trial.seed for trial in trials), []
-    for trial in sorted(trials, key=lambda trial: trial.batch):
-        saved = [file for file in sorted((trial.folder / 'visualization').glob('*/*.png'))
-                 if file.stem.rpartition('_')[2].isdigit()]
-        if trial.seed == seed and saved:
-            image: Any = cv2.imread(str(max(saved, key=lambda file: int(file.stem.rpartition('_')[2]))))
-            row, column = ((length - min(_ZOOM, length)) // 2 for length in image.shape[:2])
-            shown.append((trial.batch, image[row:row + _ZOOM, column:column + _ZOOM, ::-1]))
-    if not shown:
+def _images(trials: Sequence[Trial], dataset: dict[str, Any]) -> Any:
+    """A row for each validation image, a column for each batch (first seed), and the ground truth."""
+    seed = min(trial.seed for trial in trials)
+    shown = sorted((trial for trial in trials if trial.seed == seed), key=lambda trial: trial.batch)
+    names = sorted(folder.name for folder in (shown[0].folder / 'visualization').glob('*'))[:_ROWS]
+    rows = [[*((f'batch {trial.batch}', _last(trial.folder / 'visualization' / name)) for trial in shown),
+             ('ground truth', next(Path(str(dataset.get('dataroot_gt'))).glob(f'{name}.*'), None))] for name in names]
+    if not rows:
         return None
-    figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 3.9), squeeze=False)
-    for axis, (batch, picture) in zip(axes[0], shown, strict=True):
-        axis.imshow(picture, interpolation='nearest')
-        axis.set_title(f'batch {batch}')
+    figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(3.2 * len(rows[0]), 3.5 * len(rows)), squeeze=False)
+    for axis, (label, file) in zip(axes.flat, (cell for row in rows for cell in row), strict=True):
         axis.axis('off')
+        if file is not None:
+            image: Any = cv2.imread(str(file))
+            row, column = ((length - min(_ZOOM, length)) // 2 for length in image.shape[:2])
+            axis.imshow(image[row:row + _ZOOM, column:column + _ZOOM, ::-1], interpolation='nearest')
+            axis.set_title(label)
     return figure
+
+
+def _last(folder: Path) -> Path | None:
+    """The image of the last validation in a folder of BasicSR's: ``NAME_ITERATION.png``."""
+    saved = [file for file in folder.glob('*.png') if file.stem.rpartition('_')[2].isdigit()]
+    return max(saved, key=lambda file: int(file.stem.rpartition('_')[2]), default=None)

@@ -59,19 +59,25 @@ def test_the_fit_says_what_the_data_support_and_what_they_do_not(tmp_path):
     rising = _trials(tmp_path, [(16, 30.0), (16, 30.02), (32, 30.5), (32, 30.52), (64, 31.01), (64, 30.99)])
     line = fit(rising, 'psnr')
     assert line.slope == pytest.approx(0.4950, abs=1e-4) and 0 < line.error < 0.02
-    assert 'a larger batch raises it' in line.sentence('psnr') and final(rising[0], 'psnr') == 30
+    assert 'a larger batch raises it, which is better' in line.sentence('psnr', lower=False)
+    assert final(rising[0], 'psnr') == 30
+    assert 'a larger batch raises it, which is worse' in line.sentence('niqe', lower=True)
     (tmp_path / 'flat').mkdir()
     flat = fit(_trials(tmp_path / 'flat', [(16, 30.0), (16, 30.4), (32, 30.3), (32, 30.1), (64, 30.4), (64, 30.1)]), 'psnr')
-    assert 'no difference between batch sizes is supported' in flat.sentence('psnr')
+    assert 'no difference between batch sizes is supported' in flat.sentence('psnr', lower=False)
     (tmp_path / 'few').mkdir()
     few = fit(_trials(tmp_path / 'few', [(16, 30.0), (32, 30.4)]), 'psnr')
-    assert math.isnan(few.error) and 'too few trainings' in few.sentence('psnr')
+    assert math.isnan(few.error) and 'too few trainings' in few.sentence('psnr', lower=False)
 
 
 def test_the_second_axis_is_updates(opt, tmp_path):
     options = options_of(opt, 8, 3, 'iterations', 'same', tmp_path)
     assert options['train']['total_iter'] == 4 and options['datasets']['train']['batch_size_per_gpu'] == 8
     assert options['manual_seed'] == 3 and options['name'] == 'batch8_seed3'
+    assert [metric['type'] for metric in options['val']['metrics'].values()] == ['calculate_psnr', 'calculate_ssim']
+    del opt['val']
+    with pytest.raises(OptionError, match='held-out photographs'):
+        options_of(opt, 8, 3, 'iterations', 'same', tmp_path)
 
 
 def test_a_batch_that_the_photographs_do_not_fill_is_refused_before_the_start(opt, tmp_path, monkeypatch, capsys):
