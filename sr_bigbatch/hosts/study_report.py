@@ -104,11 +104,11 @@ def _curves(trials: Sequence[Trial], metrics: list[str]) -> Any:
     figure, axes = _panels(len(keys))
     for axis, key in zip(axes, keys, strict=True):
         for number, batch in enumerate(_batches(trials)):
-            curves = [_curve(trial, key) for trial in trials if trial.batch == batch]
-            length = min(len(values) for _, values in curves)
-            values = np.stack([values[:length] for _, values in curves])
-            axis.plot(curves[0][0][:length], values.mean(0), label=f'batch {batch}', color=f'C{number}')
-            axis.fill_between(curves[0][0][:length], values.min(0), values.max(0), alpha=0.2, color=f'C{number}')
+            curves = [dict(zip(*_curve(trial, key), strict=True)) for trial in trials if trial.batch == batch]
+            seen = sorted(set.intersection(*map(set, curves)))
+            values = np.array([[curve[images] for images in seen] for curve in curves])
+            axis.plot(seen, values.mean(0), label=f'batch {batch}', color=f'C{number}')
+            axis.fill_between(seen, values.min(0), values.max(0), alpha=0.2, color=f'C{number}')
             for trial in trials:
                 for record in trial.records if trial.batch == batch else []:
                     if 'event' in record:

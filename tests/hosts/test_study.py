@@ -20,29 +20,29 @@ def _study(opt, folder, monkeypatch, *arguments):
 
 def test_a_study_trains_reports_and_goes_on_where_it_was_stopped(opt, tmp_path, monkeypatch):
     opt['train'].update(total_iter=8, micro_batch_size=1)
-    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0') == 0
+    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '--seeds', '0') == 0
     study = tmp_path / 'study'
     first = (study / 'batch2_seed0' / 'models' / 'net_g_latest.pth').stat().st_mtime
-    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '1', '--jobs', '2') == 0
+    assert 'too few trainings' in (study / 'report.html').read_text()
+    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '--jobs', '2') == 0
     assert (study / 'batch2_seed0' / 'models' / 'net_g_latest.pth').stat().st_mtime == first
     updates = {folder.name: json.loads((folder / 'train_log.jsonl').read_text().splitlines()[-1])['iter']
                for folder in study.iterdir() if folder.is_dir()}
-    assert updates == {'batch2_seed0': 16, 'batch2_seed1': 16, 'batch4_seed0': 8, 'batch4_seed1': 8}  # as many images
+    assert updates == {'batch2_seed0': 16, 'batch4_seed0': 8}  # as many images
     report = (study / 'report.html').read_text()
     assert 'psnr: ' in report and 'per doubling of the batch' in report and report.count('data:image/png;base64,') == 3
     assert not re.search(r'(src|href)="(?!data:)', report)  # nothing is fetched from elsewhere
     assert all((study / f'{name}.png').stat().st_size > 5000 for name in ('curves', 'quality', 'images'))
 
 
-@pytest.mark.parametrize('jobs', ['1', '2'])
-def test_a_training_that_fails_ends_the_study_with_its_message(opt, tmp_path, monkeypatch, capsys, jobs):
+def test_a_training_that_fails_ends_the_study_with_its_message(opt, tmp_path, monkeypatch, capsys):
     (tmp_path / 'lq').mkdir()
     for image in Path(opt['datasets']['train']['dataroot_lq']).iterdir():
         (tmp_path / 'lq' / image.name).write_bytes(b'no image')
     opt['datasets']['train']['dataroot_lq'] = str(tmp_path / 'lq')
-    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '--jobs', jobs) == 1
-    assert '_seed0.yml ended with status 1' in capsys.readouterr().err
-    assert (tmp_path / 'study' / 'batch4_seed0').is_dir() == (jobs == '2')  # none is begun after it
+    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0') == 1
+    assert 'batch2_seed0.yml ended with status 1' in capsys.readouterr().err
+    assert not (tmp_path / 'study' / 'batch4_seed0').exists()  # none is begun after it
 
 
 def _trials(folder, values):
@@ -70,7 +70,9 @@ def test_the_fit_says_what_the_data_support_and_what_they_do_not(tmp_path):
     assert math.isnan(few.error) and 'too few trainings' in few.sentence('psnr', lower=False)
 
 
-def test_the_second_axis_is_updates(opt, tmp_path):
+def test_the_second_axis_is_updates(opt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no weights of VGG19 are
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     options = options_of(opt, 8, 3, 'iterations', 'same', tmp_path)
     assert options['train']['total_iter'] == 4 and options['datasets']['train']['batch_size_per_gpu'] == 8
     assert options['manual_seed'] == 3 and options['name'] == 'batch8_seed3'

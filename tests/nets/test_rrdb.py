@@ -1,5 +1,6 @@
 """CheckpointedRRDBNet is BasicSR's RRDBNet, with less memory."""
 import copy
+import gc
 
 import pytest
 import torch
@@ -173,6 +174,10 @@ def _one_of_two(rank, folder):
         alone(images).square().mean().backward()
         for p, q in zip(net.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-14)
+    # DDP's reducer must not be the last that knows the group: torch would then end gloo's threads while it holds the lock of
+    # the interpreter that they wait for.
+    del parallel
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 
