@@ -17,7 +17,7 @@ progressive: $(VENV)/ready datasets/bundled/ready
 	$(BIN)/python tools/train.py -opt options/progressive_quickstart.yml
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: $(VENV)/ready $(VENV)-mmagic/ready
 	$(BIN)/python -m pytest -m slow
@@ -34,7 +34,7 @@ $(VENV)/ready: constraints.txt requirements.txt setup.py
 	$(PIP) torch numpy setuptools wheel
 	$(PIP) --no-deps torchvision mmengine
 	$(PIP) --no-deps --no-build-isolation basicsr
-	$(PIP) -r requirements.txt pytest hypothesis ruff mypy types-PyYAML types-jsonschema mkdocs-material \
+	$(PIP) -r requirements.txt pytest pytest-xdist hypothesis ruff mypy types-PyYAML types-jsonschema mkdocs-material \
 	  onnx onnxscript onnxruntime einops
 	$(PIP) --no-deps spandrel
 	$(PIP) --no-deps --no-build-isolation -e .
