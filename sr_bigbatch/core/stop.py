@@ -1,6 +1,7 @@
 """Signals that ask a training to end, without losing the step that is under way."""
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -44,12 +45,13 @@ def leave_signals_to_parent(worker: int = 0) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, 'sigwaitinfo'):
+    parent = multiprocessing.parent_process()  # not os.getppid(): workers may come from a fork server
+    if hasattr(signal, 'sigwaitinfo') and parent is not None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=[os.getppid()], daemon=True).start()
+        threading.Thread(target=_obey, args=[parent.pid], daemon=True).start()
 
 
-def _obey(parent: int) -> None:
+def _obey(parent: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         continue
     os._exit(0)

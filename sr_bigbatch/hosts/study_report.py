@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import glob
 import html
 import io
 import statistics
@@ -36,7 +37,7 @@ def write_report(trials: Sequence[Trial], title: str, opt: dict[str, Any], targe
         target: the HTML file.
     """
     metrics, settings = metrics_of(trials), opt['val']['metrics']
-    pictures = {'curves': _curves(trials, metrics), 'quality': _quality(trials, metrics),
+    pictures = {'curves': _curves(trials, metrics), 'quality': _quality(trials, metrics) if metrics else None,
                 'images': _images(trials, opt['datasets']['val'])}
     parts = [f'<h1>Is a bigger batch better?</h1><p>{html.escape(title)}. torch {torch.__version__}, '
              f'{"CUDA" if torch.cuda.is_available() else "CPU"}.</p><h2>What the data support</h2><ul>']
@@ -150,7 +151,8 @@ def _images(trials: Sequence[Trial], dataset: dict[str, Any]) -> Any:
     shown = sorted((trial for trial in trials if trial.seed == seed), key=lambda trial: trial.batch)
     names = sorted(folder.name for folder in (shown[0].folder / 'visualization').glob('*'))[:_ROWS]
     rows = [[*((f'batch {trial.batch}', _last(trial.folder / 'visualization' / name)) for trial in shown),
-             ('ground truth', next(Path(str(dataset.get('dataroot_gt'))).glob(f'{name}.*'), None))] for name in names]
+             ('ground truth', next(Path(str(dataset.get('dataroot_gt'))).glob(f'{glob.escape(name)}.*'), None))]
+            for name in names]
     if not rows:
         return None
     figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(3.2 * len(rows[0]), 3.5 * len(rows)), squeeze=False)
