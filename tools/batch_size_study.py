@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='a training for each, at each batch')
     parser.add_argument('--axis', choices=AXES, default='images', help='what each training has the same number of')
     parser.add_argument('--lr', choices=LR_RULES, default='same', help='how learning rates grow with the batch')
-    parser.add_argument('--jobs', type=int, default=1, help='trainings at a time, each on a GPU of its own if there are')
+    parser.add_argument('--jobs', type=int, default=1,
+                        help='trainings at a time, each on a GPU of its own if there are enough')
     parser.add_argument('--out', type=Path, default=Path('experiments/batch_size_study'), help='folder of the study')
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='SECTION:KEY=VALUE', help='change options')
     args = parser.parse_args()

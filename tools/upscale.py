@@ -21,7 +21,8 @@ def main() -> int:
     parser.add_argument('--weights', type=Path, required=True, help='.pth or .safetensors of BasicSR, Real-ESRGAN or mmagic')
     parser.add_argument('--out', type=Path, default=Path('results'), help='folder to write into')
     parser.add_argument('--suffix', default='', help='added to the names')
-    parser.add_argument('--tile', type=int, default=0, help='pixels of the input at a time, more than two overlaps; 0: as --memory allows')
+    parser.add_argument('--tile', type=int, default=0,
+                        help='pixels of the input at a time, more than two overlaps; 0: as --memory allows')
     parser.add_argument('--overlap', type=int, default=144, help='pixels that tiles share; fewer are faster and may show')
     parser.add_argument('--memory', type=float, default=2.0, help='GB that a process may use, where --tile is 0')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32', help='of the network')
