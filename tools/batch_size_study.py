@@ -41,9 +41,12 @@ def main() -> int:
     except OptionError as error:
         print(f'{args.opt}: the study has not started. To be changed:\n{error}', file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on where the trainings were saved', file=sys.stderr)
+        return 130
     each = options_of(opt, args.batches[0], args.seeds[0], args.axis, args.lr, args.out)
     number = each['train']['total_iter'] * (args.batches[0] if args.axis == 'images' else 1)
     title = f'{opt["name"]}: {number} {args.axis} for each training, learning-rate rule {args.lr}, seeds {args.seeds}'

@@ -33,13 +33,17 @@ def file_findings(opt: dict[str, Any]) -> list[str]:
 
 def vgg_findings(opt: dict[str, Any]) -> Iterable[str]:
     """A finding for the perceptual loss, and one for the metric, if the weights of its network are missing."""
-    metrics = (opt.get('val') or {}).get('metrics') or {}
-    distances = {f'val.metrics.{name}': metric for name, metric in metrics.items()
-                 if metric['type'] == 'calculate_perceptual_distance'}
-    for where, settings in {'train.perceptual_opt': opt['train'].get('perceptual_opt'), **distances}.items():
-        if settings:
-            without = '--force_yml train:perceptual_opt=~' if where not in distances else f'take {where} out'
-            yield from _vgg(settings.get('vgg_type', 'vgg19'), where, without)
+    for where, settings in _users_of_vgg(opt).items():
+        without = '--force_yml train:perceptual_opt=~' if where.startswith('train') else f'take {where} out'
+        yield from _vgg(settings.get('vgg_type', 'vgg19'), where, without)
+
+
+def _users_of_vgg(opt: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of the perceptual loss and of metrics that use its network, by their place in the options."""
+    loss, metrics = opt['train'].get('perceptual_opt'), (opt.get('val') or {}).get('metrics') or {}
+    return {**({'train.perceptual_opt': loss} if loss else {}),
+            **{f'val.metrics.{name}': metric for name, metric in metrics.items()
+               if metric['type'] == 'calculate_perceptual_distance'}}
 
 
 def _vgg(kind: str, where: str, without: str) -> Iterable[str]:
@@ -60,12 +64,12 @@ def _vgg(kind: str, where: str, without: str) -> Iterable[str]:
 def say_which_vgg(opt: dict[str, Any]) -> None:
     """Warn if the file that stands for VGG19's ImageNet weights holds others (its name ends in its hash)."""
     path = Path(VGG_PRETRAIN_PATH)
-    if opt['train'].get('perceptual_opt') and path.exists():
+    if _users_of_vgg(opt) and path.exists():
         expected = path.stem.rpartition('-')[2]
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if not found.startswith(expected):
             get_root_logger().warning(f'{path} does not hold the ImageNet weights of VGG19 (its hash begins with '
-                                      f'{found[:8]}, not {expected}): the perceptual loss will mean something else.')
+                                      f'{found[:8]}, not {expected}): perceptual loss and distance will mean something else.')
 
 
 def _pretrained(opt: dict[str, Any]) -> Iterable[str]:

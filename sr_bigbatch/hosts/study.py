@@ -143,6 +143,8 @@ def _train(train: Path, file: Path, gpu: int | None) -> None:
     environment = os.environ if gpu is None else {**os.environ, 'CUDA_VISIBLE_DEVICES': str(gpu)}
     done = subprocess.run([sys.executable, '-W', 'ignore', str(train), '-opt', str(file), '--auto_resume'],
                           capture_output=True, text=True, check=False, env=environment)
+    if done.returncode > 128:
+        raise RuntimeError(f'{file} was stopped by a signal; the same command goes on from its last save')
     if done.returncode:
         raise RuntimeError(f'{file} ended with status {done.returncode}: {done.stderr[-1500:]}')
 
