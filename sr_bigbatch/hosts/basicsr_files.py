@@ -69,7 +69,7 @@ def say_which_vgg(opt: dict[str, Any]) -> None:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if not found.startswith(expected):
             get_root_logger().warning(f'{path} does not hold the ImageNet weights of VGG19 (its hash begins with '
-                                      f'{found[:8]}, not {expected}): perceptual loss and distance will mean something else.')
+                                      f'{found[:8]}, not {expected}): perceptual loss and distance mean something else.')
 
 
 def _pretrained(opt: dict[str, Any]) -> Iterable[str]:
