@@ -1,6 +1,7 @@
 """What our models add to BasicSR's: a step of any batch size in place of ``optimize_parameters``."""
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,8 @@ class Accumulating:
     def resume_training(self: Any, resume_state: dict[str, Any]) -> None:
         """Restore optimizers, schedulers and our own state, and tell the hooks where the run stands."""
         super().resume_training(resume_state)  # type: ignore[misc]
+        # torch misses a step before the schedule's first when that step was made by the process that saved iteration 1
+        warnings.filterwarnings('ignore', 'Detected call of `lr_scheduler.step', UserWarning)
         basicsr_state.load_our_state(self, resume_state)
         self.current_iter = resume_state['iter'] + 1
         for hook in self.hooks:
