@@ -65,8 +65,8 @@ def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeyp
     opt['custom_hooks'] = [{'type': 'ProgressiveResolutionHook', 'stages': [{'gt_size': 64, 'until': 5}, {'gt_size': 128}]}]
     opt['train']['perceptual_opt'] = None
     path.write_text(yaml.safe_dump(opt))
-    predicted = basicsr_predict.candidates(opt, 128, 64)  # takes long: once, for both stages and all calls below
-    monkeypatch.setattr(basicsr_predict, 'candidates', lambda *_: predicted)
+    predicted = {size: basicsr_predict.candidates(opt, size, 64) for size in (64, 128)}  # once, for all calls below
+    monkeypatch.setattr(basicsr_predict, 'candidates', lambda opt, size, *_: predicted[size])
 
     def plan(*arguments):
         monkeypatch.setattr('sys.argv', ['plan.py', '-opt', str(path), '--val-size', '64', *arguments])
