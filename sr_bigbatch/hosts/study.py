@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -41,9 +42,9 @@ class Trial:
     seed: int
     folder: Path
 
-    @property
+    @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """Its log; ``d_gap`` is the discriminator's mean logit of real images less that of generated ones."""
+        """Its log, once it has ended; ``d_gap``: the mean logit of real images less that of generated ones."""
         file = self.folder / LOG_FILE
         lines = read_log(file) if file.is_file() else []
         for line in lines:
@@ -111,11 +112,13 @@ def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], a
     """
     root.mkdir(parents=True, exist_ok=True)
     failed = Event()
-    gpus: SimpleQueue[int] = SimpleQueue()
+    gpus: SimpleQueue[str | None] = SimpleQueue()
+    visible = visible_gpus() if jobs > 1 else []
     for job in range(jobs):
-        gpus.put(job % max(1, torch.cuda.device_count()))
+        gpus.put(visible[job % len(visible)] if visible else None)
 
     def run(batch: int, seed: int) -> Trial:
+        """One training, unless it is finished already or another has failed."""
         options = options_of(opt, batch, seed, axis, lr_rule, root)
         file = root / f'{options["name"]}.yml'
         file.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
@@ -124,7 +127,7 @@ def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], a
             return trial
         gpu = gpus.get()
         try:
-            _train(train, file, gpu if jobs > 1 else None)
+            _train(train, file, gpu)
         except RuntimeError:
             failed.set()
             raise
@@ -139,8 +142,15 @@ def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], a
     return [training.result() for training in begun]
 
 
-def _train(train: Path, file: Path, gpu: int | None) -> None:
-    environment = os.environ if gpu is None else {**os.environ, 'CUDA_VISIBLE_DEVICES': str(gpu)}
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get('CUDA_VISIBLE_DEVICES')
+    return [str(number) for number in range(torch.cuda.device_count())] if named is None else [
+        name for name in named.split(',') if name]
+
+
+def _train(train: Path, file: Path, gpu: str | None) -> None:
+    environment = os.environ if gpu is None else {**os.environ, 'CUDA_VISIBLE_DEVICES': gpu}
     done = subprocess.run([sys.executable, '-W', 'ignore', str(train), '-opt', str(file), '--auto_resume'],
                           capture_output=True, text=True, check=False, env=environment)
     if done.returncode > 128:

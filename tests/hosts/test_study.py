@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sr_bigbatch.hosts.study import Trial, final, fit, options_of
+from sr_bigbatch.hosts.study import Trial, final, fit, options_of, visible_gpus
 from sr_bigbatch.options import OptionError
 from tests.conftest import load_tool
 
@@ -20,15 +20,15 @@ def _study(opt, folder, monkeypatch, *arguments):
 
 def test_a_study_trains_reports_and_goes_on_where_it_was_stopped(opt, tmp_path, monkeypatch):
     opt['train'].update(total_iter=8, micro_batch_size=1)
-    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '--seeds', '0') == 0
+    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0') == 0
     study = tmp_path / 'study'
     first = (study / 'batch2_seed0' / 'models' / 'net_g_latest.pth').stat().st_mtime
     assert 'too few trainings' in (study / 'report.html').read_text()
-    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '--jobs', '2') == 0
+    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '1', '--jobs', '2') == 0
     assert (study / 'batch2_seed0' / 'models' / 'net_g_latest.pth').stat().st_mtime == first
     updates = {folder.name: json.loads((folder / 'train_log.jsonl').read_text().splitlines()[-1])['iter']
                for folder in study.iterdir() if folder.is_dir()}
-    assert updates == {'batch2_seed0': 16, 'batch4_seed0': 8}  # as many images
+    assert updates == {'batch2_seed0': 16, 'batch2_seed1': 16, 'batch4_seed0': 8, 'batch4_seed1': 8}  # as many images
     report = (study / 'report.html').read_text()
     assert 'psnr: ' in report and 'per doubling of the batch' in report and report.count('data:image/png;base64,') == 3
     assert not re.search(r'(src|href)="(?!data:)', report)  # nothing is fetched from elsewhere
@@ -43,6 +43,16 @@ def test_a_training_that_fails_ends_the_study_with_its_message(opt, tmp_path, mo
     assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0') == 1
     assert 'batch2_seed0.yml ended with status 1' in capsys.readouterr().err
     assert not (tmp_path / 'study' / 'batch4_seed0').exists()  # none is begun after it
+
+
+def test_trainings_get_the_gpus_that_the_study_may_use(monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    assert visible_gpus() == ['0', '1']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
+    assert visible_gpus() == ['2', '3']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    assert visible_gpus() == []
 
 
 def _trials(folder, values):
