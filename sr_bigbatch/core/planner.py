@@ -132,6 +132,7 @@ def sustained_flops(device: torch.device, dtype: torch.dtype | None, seconds: fl
     operations, repeats = 2 * image.numel() * weight[0].numel(), 1
 
     def run() -> float:
+        """Seconds that ``repeats`` convolutions take."""
         started = time.perf_counter()
         with torch.no_grad(), autocast(device, dtype):
             for _ in range(repeats):

@@ -53,16 +53,16 @@ class Tiling:
 
 def shares(spans: list[tuple[int, int]], overlap: int, scale: int) -> list[np.ndarray]:
     """How much each tile has of each of its rows (or columns) of the result; all that tiles have of one sums up to 1."""
-    rise = max(1, min(_FADE, overlap) * scale)
+    rise = min(_FADE, overlap) * scale
     away = (overlap * scale - rise) // 2
-    edge = ((np.arange(max(0, away) + rise) - away + 0.5) / rise).clip(0, 1)
+    edge = ((np.arange(away + rise) - away + 0.5) / rise).clip(0, 1)  # empty where nothing is shared
     weights, total = [], np.zeros(spans[-1][1] * scale)
     for number, (begin, end) in enumerate(spans):
         weight = np.ones((end - begin) * scale)
-        if overlap and number > 0:
+        if number > 0:
             weight[:len(edge)] = edge
-        if overlap and number + 1 < len(spans):
-            weight[-len(edge):] = np.minimum(weight[-len(edge):], edge[::-1])
+        if number + 1 < len(spans):
+            weight[len(weight) - len(edge):] = np.minimum(weight[len(weight) - len(edge):], edge[::-1])
         weights.append(weight)
         total[begin * scale:end * scale] += weight
     return [(weight / total[begin * scale:end * scale]).astype(np.float32)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.losses import build_loss
+from basicsr.utils import img2tensor
 from basicsr.utils.registry import METRIC_REGISTRY
 
 _LAYER = 'conv5_4'  # ESRGAN's
@@ -38,5 +39,6 @@ def _loss(vgg_type: str) -> Any:
 
 
 def _batch(image: np.ndarray, border: int) -> torch.Tensor:
-    inside = image[border:image.shape[0] - border, border:image.shape[1] - border, ::-1]
-    return torch.from_numpy(inside.copy()).permute(2, 0, 1)[None].float() / 255
+    inside = image[border:image.shape[0] - border, border:image.shape[1] - border]
+    batch: torch.Tensor = img2tensor(inside.astype(np.float32) / 255)[None]
+    return batch

@@ -1,9 +1,11 @@
 """Pictures of a finished run: its curves, and bicubic | ours | ground truth of a validation photograph."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib
 import numpy as np
 from basicsr.metrics.psnr_ssim import calculate_psnr
@@ -100,6 +102,20 @@ def _where_detail_is_lost(bicubic: np.ndarray, truth: np.ndarray) -> tuple[int, 
     boxes = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
     row, column = np.unravel_index(boxes.argmax(), boxes.shape)
     return int(row), int(column)
+
+
+def by_iteration(files: Iterable[Path]) -> dict[int, Path]:
+    """Validation images by iteration; BasicSR names them ``NAME_ITERATION.png``. Of several the first in the alphabet."""
+    return {int(file.stem.rpartition('_')[2]): file for file in sorted(files, reverse=True)
+            if file.stem.rpartition('_')[2].isdigit()}
+
+
+def middle_of(file: Path, size: int) -> np.ndarray:
+    """The middle ``size`` x ``size`` pixels of an image, blue first; all of a smaller one."""
+    image: Any = cv2.imread(str(file))
+    row, column = ((length - min(size, length)) // 2 for length in image.shape[:2])
+    middle: np.ndarray = image[row:row + size, column:column + size]
+    return middle
 
 
 def save_figure(figure: Any, target: Path) -> Path:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 from matplotlib import pyplot as plt
 
-from sr_bigbatch.hosts.basicsr_pictures import save_figure
+from sr_bigbatch.hosts.basicsr_pictures import by_iteration, middle_of, save_figure
 from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
 
 _SMOOTH = 5  # records that a curve is averaged over
@@ -73,14 +72,10 @@ def _curves(axes: Any, name: str, rows: list[dict[str, Any]], borders: list[int]
 
 def _images(folder: Path, borders: list[int]) -> list[tuple[str, Any]]:
     """Title and middle of the first validation image at the end of each stage, as far as images were saved."""
-    saved = sorted((folder / 'visualization').glob('*/*.png'), reverse=True)
-    files = {int(file.stem.rpartition('_')[2]): file for file in saved if file.stem.rpartition('_')[2].isdigit()}
-    found = []
+    files, found = by_iteration((folder / 'visualization').glob('*/*.png')), []
     for end in (*borders, max(files, default=0)):
         at = max((number for number in files if number <= end), default=None)
         if at is None:
             continue
-        image: Any = cv2.imread(str(files[at]))
-        row, column = ((length - min(_ZOOM, length)) // 2 for length in image.shape[:2])
-        found.append((f'iteration {at}', image[row:row + _ZOOM, column:column + _ZOOM]))
+        found.append((f'iteration {at}', middle_of(files[at], _ZOOM)))
     return found

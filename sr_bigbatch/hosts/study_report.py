@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
+from sr_bigbatch.hosts.basicsr_pictures import by_iteration, middle_of
 from sr_bigbatch.hosts.study import Trial, final, fit, metrics_of
 
 _LOSSES = ('l_g_pix', 'l_g_percep', 'l_g_gan', 'd_gap')
@@ -150,7 +150,7 @@ def _images(trials: Sequence[Trial], dataset: dict[str, Any]) -> Any:
     seed = min(trial.seed for trial in trials)
     shown = sorted((trial for trial in trials if trial.seed == seed), key=lambda trial: trial.batch)
     names = sorted(folder.name for folder in (shown[0].folder / 'visualization').glob('*'))[:_ROWS]
-    rows = [[*((f'batch {trial.batch}', _last(trial.folder / 'visualization' / name)) for trial in shown),
+    rows = [[*((f'batch {trial.batch}', _last(trial, name)) for trial in shown),
              ('ground truth', next(Path(str(dataset.get('dataroot_gt'))).glob(f'{glob.escape(name)}.*'), None))]
             for name in names]
     if not rows:
@@ -159,14 +159,11 @@ def _images(trials: Sequence[Trial], dataset: dict[str, Any]) -> Any:
     for axis, (label, file) in zip(axes.flat, (cell for row in rows for cell in row), strict=True):
         axis.axis('off')
         if file is not None:
-            image: Any = cv2.imread(str(file))
-            row, column = ((length - min(_ZOOM, length)) // 2 for length in image.shape[:2])
-            axis.imshow(image[row:row + _ZOOM, column:column + _ZOOM, ::-1], interpolation='nearest')
+            axis.imshow(middle_of(file, _ZOOM)[..., ::-1], interpolation='nearest')
             axis.set_title(label)
     return figure
 
 
-def _last(folder: Path) -> Path | None:
-    """The image of the last validation in a folder of BasicSR's: ``NAME_ITERATION.png``."""
-    saved = [file for file in folder.glob('*.png') if file.stem.rpartition('_')[2].isdigit()]
-    return max(saved, key=lambda file: int(file.stem.rpartition('_')[2]), default=None)
+def _last(trial: Trial, name: str) -> Path | None:
+    files = by_iteration((trial.folder / 'visualization' / name).glob('*.png'))
+    return files[max(files)] if files else None

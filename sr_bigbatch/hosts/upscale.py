@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def upscale_all(jobs: Sequence[Job], weights: Path, tiling: Tiling | None, overl
         BadFile: if the weights are none.
         ValueError: if the memory does not even hold the smallest tile.
     """
-    restore(weights)  # before any process is started: is it one?
+    _network.cache_clear()
+    _network(weights)  # before any process is started: is it one?
     arguments = [(job, weights, tiling, overlap, memory_gb, dtype, processes > 1) for job in jobs]
     if processes == 1:
         results: Iterable[str | None] = (_one(*argument) for argument in arguments)
@@ -91,10 +93,9 @@ def _one(job: Job, weights: Path, tiling: Tiling | None, overlap: int, memory_gb
          ) -> str | None:
     try:
         image = _read(job.source)
-        net, device = restore(weights), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-        net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        tiling = tiling or _tiling(net, image, overlap, memory_gb, DTYPES[dtype])
-        strips = TailInStrips(net)
+        strips = _network(weights)
+        net, device = strips.net, next(strips.parameters()).device
+        tiling = tiling or _tiling(strips, image, overlap, memory_gb, DTYPES[dtype])
 
         def run(tile: torch.Tensor) -> torch.Tensor:
             with autocast(device, DTYPES[dtype]):
@@ -109,6 +110,14 @@ def _one(job: Job, weights: Path, tiling: Tiling | None, overlap: int, memory_gb
     return None
 
 
+@lru_cache(maxsize=1)
+def _network(weights: Path) -> TailInStrips:
+    """The network of a file, read once for all images of a process."""
+    strips = TailInStrips(restore(weights))
+    strips.to('cuda' if torch.cuda.is_available() else 'cpu', memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return strips
+
+
 def _padded(tile: torch.Tensor, scale: int) -> torch.Tensor:
     """A tile whose sides the pixel unshuffle of scales 2 and 1 divides."""
     factor = 4 // scale
@@ -116,17 +125,18 @@ def _padded(tile: torch.Tensor, scale: int) -> torch.Tensor:
     return torch.nn.functional.pad(tile, (0, right, 0, below), mode='replicate') if below or right else tile
 
 
-def _tiling(net: Any, image: np.ndarray, overlap: int, memory_gb: float, dtype: torch.dtype) -> Tiling:
+def _tiling(strips: TailInStrips, image: np.ndarray, overlap: int, memory_gb: float, dtype: torch.dtype) -> Tiling:
     """The largest tiles whose predicted memory fits beside the image, its result and a band of tiles."""
     height, width, channels = image.shape
-    enlarged = height * width * net.scale**2 * image.itemsize
+    scale = strips.net.scale
+    enlarged = height * width * scale**2 * image.itemsize
     fixed = _PROCESS_BYTES + image.nbytes + enlarged * (3 if channels == 3 else 4 + 2 * channels)
-    fixed += 2 * sum(parameter.nbytes for parameter in net.parameters())  # while they are read
-    row = width * net.scale**2 * 3 * 4  # of a band of float32 colours
-    small, large = (_live_bytes(net, size, dtype) for size in _PROBES)
+    fixed += 2 * sum(parameter.nbytes for parameter in strips.parameters())  # while they are read
+    row = width * scale**2 * 3 * 4  # of a band of float32 colours
+    small, large = (_live_bytes(strips, size, dtype) for size in _PROBES)
     pixel = (large - small) / (_PROBES[1]**2 - _PROBES[0]**2)
     fixed += max(0.0, large - pixel * _PROBES[1]**2)
-    pixel = max(pixel, 12 * 4 * net.scale**2)  # a tile's colours, those that OpenCV wants, and its share of the result
+    pixel = max(pixel, 12 * 4 * scale**2)  # a tile's colours, those that OpenCV wants, and its share of the result
 
     def needed(size: int) -> float:
         band, tile = min(size, height) + overlap, min(size, height) * min(size, width)
@@ -139,12 +149,12 @@ def _tiling(net: Any, image: np.ndarray, overlap: int, memory_gb: float, dtype: 
     return Tiling(max(size for size in range(smallest, _LARGEST_TILE, 16) if needed(size) <= memory_gb), overlap)
 
 
-def _live_bytes(net: Any, size: int, dtype: torch.dtype) -> int:
+@lru_cache(maxsize=len(_PROBES))
+def _live_bytes(strips: TailInStrips, size: int, dtype: torch.dtype) -> int:
     """Bytes of tensors that live while a tile is worked on, at their highest, beside the weights."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        strips = TailInStrips(net)
         fake: dict[str, torch.Tensor] = {name: mode.from_tensor(value) for name, value in strips.state_dict().items()}
-        tile = torch.rand(1, net.conv_last.out_channels, size, size)
+        tile = torch.rand(1, strips.net.conv_last.out_channels, size, size)
         with LiveBytes([tile, *fake.values()]) as live, autocast(torch.device('cpu'), dtype):
             torch.func.functional_call(strips, fake, (tile,))
         return int(live.peak['']) - sum(value.nbytes for value in fake.values())
