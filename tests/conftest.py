@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import random
 from pathlib import Path
 
@@ -72,6 +73,18 @@ def built(opt, tmp_path):
         return build_model(options)
 
     return build
+
+
+@pytest.fixture
+def basicsr_log(caplog):
+    """What BasicSR's logger says in this test: it does not propagate, so pytest alone does not see it."""
+    from basicsr.utils import get_root_logger
+
+    logger = get_root_logger()
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, logger.name):
+        yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 def load_tool(name: str):

@@ -1,5 +1,4 @@
 """Crops and discriminator grow in mid-run; the effective batch does not shrink."""
-import logging
 import os
 import shutil
 import subprocess
@@ -83,7 +82,8 @@ def _train_at(model, dataset, iterations):
         yield iteration
 
 
-def test_at_the_border_the_discriminator_grows_and_keeps_its_moments_and_the_batch_its_size(progressive, built, caplog):
+def test_at_the_border_the_discriminator_grows_and_keeps_its_moments_and_the_batch_its_size(progressive, built,
+                                                                                            basicsr_log):
     progressive['custom_hooks'][0].update(new_lr_factor=0.5, warmup_iters=3)
     dataset = _dataset(progressive)
     model, seen, rates = built(), [], {}
@@ -100,16 +100,15 @@ def test_at_the_border_the_discriminator_grows_and_keeps_its_moments_and_the_bat
             assert all(torch.equal(model.optimizer_d.state[parameter][key], moments[key]) for key in moments)
 
     model.enter_stage = watched
-    with caplog.at_level(logging.INFO, 'basicsr'):
-        for _ in _train_at(model, dataset, range(1, 9)):
-            seen.append((model.net_d.input_size, *model.output.shape[::3], model.step.recovery.plan.now.micro.generator))
+    for _ in _train_at(model, dataset, range(1, 9)):
+        seen.append((model.net_d.input_size, *model.output.shape[::3], model.step.recovery.plan.now.micro.generator))
     assert seen == [(64, 4, 64, 2)] * 3 + [(128, 4, 128, 1)] * 5
     rates = list(rates.values())
     base = rates[0][0]
     assert rates[:3] == [[base]] * 3
     np.testing.assert_allclose(rates[3:], [[base * f, base * f / 2] for f in (0.25, 0.5, 0.75, 1, 1)])
     assert [group['lr'] for group in model.optimizer_d.param_groups] == [base, base / 2]
-    text = caplog.text
+    text = basicsr_log.text
     assert 'has grown to 128 px (append): logit gap' in text and 'Crops of 128 px, effective batch 4' in text
 
 
