@@ -141,6 +141,6 @@ def test_two_processes_cross_a_border_together(config, tmp_path):
         [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29618',
          str(ROOT / 'tools' / 'train_mmengine.py'), str(tmp_path / 'config.py'), '--launcher', 'pytorch'],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, check=False,
-        timeout=120)
+        timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'Crops of 64 px, effective batch 8' in done.stdout + done.stderr

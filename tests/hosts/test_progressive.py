@@ -213,7 +213,7 @@ def test_in_basicsrs_own_script_no_batch_of_the_old_size_comes_after_the_border(
     (tmp_path / 'run.yml').write_text(yaml.safe_dump(progressive))
     done = subprocess.run([sys.executable, '-m', 'sr_bigbatch', str(script), '-opt', 'run.yml'], cwd=tmp_path,
                           env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, check=False,
-                          timeout=120)
+                          timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count('Crops of 128 px, effective batch 4') == 1, done.stderr[-3000:]
     file = tmp_path / 'experiments' / 'quickstart' / 'models' / 'net_d_latest.pth'
@@ -229,7 +229,7 @@ def test_two_processes_cross_the_border_together(progressive, tmp_path):
         [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29612',
          str(ROOT / 'tools' / 'train.py'), '-opt', str(tmp_path / 'run.yml'), '--launcher', 'pytorch'],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, check=False,
-                          timeout=120)
+                          timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'Crops of 128 px, effective batch 8' in done.stderr and 'has grown to 128 px' in done.stderr
 

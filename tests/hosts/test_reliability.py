@@ -133,7 +133,7 @@ def test_a_signal_ends_the_run_after_a_save_and_nothing_is_lost(short, tmp_path,
     assert _status(child) == 0 and (states / f'{stopped + 2}.state').is_file()
 
 
-def _wait_for(path, seconds=60):
+def _wait_for(path, seconds=300):
     until = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < until, f'{path} did not appear'
@@ -145,7 +145,7 @@ def test_a_second_signal_leaves_at_once(short, tmp_path):
 
     def stuck():
         import sr_bigbatch.hosts.basicsr_run as run
-        run.Run.one = lambda *arguments: [Path(tmp_path / 'stuck').touch(), time.sleep(60)]
+        run.Run.one = lambda *arguments: [Path(tmp_path / 'stuck').touch(), time.sleep(300)]
 
     child = _fork(['-opt', _write(short, tmp_path / 'run.yml')], stuck)
     _wait_for(tmp_path / 'stuck')
@@ -153,7 +153,7 @@ def test_a_second_signal_leaves_at_once(short, tmp_path):
     for _ in range(2):
         os.kill(child, signal.SIGTERM)
         time.sleep(0.3)
-    assert _status(child) == 143 and time.monotonic() - began < 10
+    assert _status(child) == 143 and time.monotonic() - began < 100
 
 
 _LOADER = """
@@ -173,7 +173,7 @@ print(*(next(kept)['gt'].shape for _ in range(20)))
 def test_workers_survive_a_signal_to_the_group_and_never_keep_the_process_from_its_end():
     """Not even if their iterator is still alive at the exit, as it is after an error."""
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', _LOADER], capture_output=True, text=True, check=False,
-                          timeout=60, start_new_session=True)
+                          timeout=300, start_new_session=True)
     assert done.returncode == 0 and done.stdout.count('[2]') == 20, done.stderr[-2000:]
 
 
@@ -242,7 +242,7 @@ def test_two_processes_go_on_where_one_has_stopped(short, tmp_path):
     done = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29617',
          str(ROOT / 'tools' / 'train.py'), '-opt', file, '--launcher', 'pytorch', '--auto_resume', '--force_yml',
-         'datasets:train:batch_size_per_gpu=2'], capture_output=True, text=True, check=False, timeout=120,
+         'datasets:train:batch_size_per_gpu=2'], capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-2000:]
     for key, value in expected[f'net_g_{ITERATIONS}.pth']['params'].items():
