@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +104,14 @@ def run_train(opt: dict, folder: Path, monkeypatch, *arguments: str) -> int:
     file.write_text(yaml.safe_dump(opt))
     monkeypatch.setattr('sys.argv', ['train.py', '-opt', str(file), *arguments])
     return load_tool('train').main()
+
+
+def run_two_processes(tool: str, *arguments: str) -> str:
+    """Run ``tools/TOOL.py`` with torchrun in two processes, at a port that is free; returns what they printed."""
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone',
+         '--local-addr=127.0.0.1', str(ROOT / 'tools' / f'{tool}.py'), *arguments, '--launcher', 'pytorch'],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:]
+    return done.stdout

@@ -1,17 +1,14 @@
 """ESRGAN in mmengine's Runner, on real photographs."""
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
-from tests.conftest import ROOT, load_tool
+from tests.conftest import ROOT, load_tool, run_two_processes
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # mmengine's own
 
@@ -137,10 +134,5 @@ def test_a_broken_configuration_is_one_clear_error(tmp_path, monkeypatch, capsys
 
 def test_two_processes_cross_a_border_together(config, tmp_path):
     config.dump(str(tmp_path / 'config.py'))
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29618',
-         str(ROOT / 'tools' / 'train_mmengine.py'), str(tmp_path / 'config.py'), '--launcher', 'pytorch'],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, check=False,
-        timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert 'Crops of 64 px, effective batch 8' in done.stdout + done.stderr
+    said = run_two_processes('train_mmengine', str(tmp_path / 'config.py'))
+    assert 'Crops of 64 px, effective batch 8' in said

@@ -20,7 +20,7 @@ from sr_bigbatch.core.growth import cut
 from sr_bigbatch.hosts.basicsr_options import check
 from sr_bigbatch.nets import vgg_growth
 from sr_bigbatch.options import OptionError
-from tests.conftest import ROOT, run_train
+from tests.conftest import ROOT, run_train, run_two_processes
 
 
 @pytest.fixture
@@ -225,13 +225,8 @@ def test_two_processes_cross_the_border_together(progressive, tmp_path):
     progressive['train']['total_iter'] = 5
     progressive['datasets']['train'].update(num_worker_per_gpu=1)
     (tmp_path / 'run.yml').write_text(yaml.safe_dump(progressive))
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29612',
-         str(ROOT / 'tools' / 'train.py'), '-opt', str(tmp_path / 'run.yml'), '--launcher', 'pytorch'],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, check=False,
-                          timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert 'Crops of 128 px, effective batch 8' in done.stderr and 'has grown to 128 px' in done.stderr
+    said = run_two_processes('train', '-opt', str(tmp_path / 'run.yml'))
+    assert 'Crops of 128 px, effective batch 8' in said and 'has grown to 128 px' in said
 
 
 def _photographs(folder, size):

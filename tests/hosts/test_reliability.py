@@ -20,7 +20,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 from sr_bigbatch.core import storage
 from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
-from tests.conftest import ROOT, load_tool, run_train
+from tests.conftest import load_tool, run_train, run_two_processes
 from tests.hosts.test_progressive import _same
 
 ITERATIONS = 8
@@ -239,12 +239,7 @@ def test_two_processes_go_on_where_one_has_stopped(short, tmp_path):
     expected = _final(folder)
     for state in folder.glob('*/*8*'):
         state.unlink()
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29617',
-         str(ROOT / 'tools' / 'train.py'), '-opt', file, '--launcher', 'pytorch', '--auto_resume', '--force_yml',
-         'datasets:train:batch_size_per_gpu=2'], capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_two_processes('train', '-opt', file, '--auto_resume', '--force_yml', 'datasets:train:batch_size_per_gpu=2')
     for key, value in expected[f'net_g_{ITERATIONS}.pth']['params'].items():
         found = _final(folder)[f'net_g_{ITERATIONS}.pth']['params'][key]
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6)  # sums in another order
