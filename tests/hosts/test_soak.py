@@ -45,14 +45,16 @@ def _trouble(folder, disturbed):
 
 @pytest.mark.slow
 def test_a_long_run_in_trouble_loses_nothing(short, tmp_path):  # noqa: F811
-    short['train']['optim_wrapper'] = {'type': 'OverflowSafeOptimWrapper', 'dtype': 'float16'}
+    short['train']['optim_wrapper'] = {'type': 'OverflowSafeOptimWrapper', 'dtype': 'float16',  # a scale that comes back
+                                       'loss_scale': {'init_scale': 65536.0, 'growth_interval': 4}}
     short['train']['optim_g']['lr'] = short['train']['optim_d']['lr'] = 1e-4
     short['train']['total_iter'] = total = int(400 * MINUTES)
     short['logger'].update(save_checkpoint_freq=25, keep_last=2, print_freq=50)
     ends, kills = {}, 0
-    for name in ('undisturbed', 'soak'):
+    for name in ('undisturbed', 'other_order', 'soak'):
         disturbed = name == 'soak'
-        arguments = ['-opt', _write({**short, 'name': name}, tmp_path / f'{name}.yml'), '--auto_resume']
+        train = {**short['train'], 'micro_batch_size': 1 if name == 'other_order' else 2}
+        arguments = ['-opt', _write({**short, 'name': name, 'train': train}, tmp_path / f'{name}.yml'), '--auto_resume']
         folder = tmp_path / name
         folder.mkdir()
         while True:
@@ -73,7 +75,14 @@ def test_a_long_run_in_trouble_loses_nothing(short, tmp_path):  # noqa: F811
             if len(rows) > 200:  # after a warm-up the process does not grow
                 growth = (rows[-1][1] - rows[100][1]) / (rows[-1][0] - rows[100][0])
                 assert growth * 100 < _MB, f'{growth * 100 / _MB:.2f} MB in 100 iterations'
-    error = sum(float((ends['soak'][key] - value).square().sum()) for key, value in ends['undisturbed'].items())**0.5
-    whole = sum(float(value.square().sum()) for value in ends['undisturbed'].values())**0.5
-    print(f'{total} iterations, {kills} kills, weights differ by {error / whole:.1e}')
-    assert error / whole < 0.05 and kills
+    # Trouble changes the order of sums and what float16 rounds, and a GAN's weights drift apart from there. How far they
+    # may is measured, not guessed: as an undisturbed run does whose sums are in another order.
+    drift, error = (_distance(ends['undisturbed'], ends[name]) for name in ('other_order', 'soak'))
+    print(f'{total} iterations, {kills} kills, weights differ by {error:.1e}; another order of sums: {drift:.1e}')
+    assert error < 3 * drift and kills
+
+
+def _distance(one, other):
+    """Of two networks' weights, relative."""
+    differences = sum(float((other[key] - value).square().sum()) for key, value in one.items())
+    return (differences / sum(float(value.square().sum()) for value in one.values()))**0.5
