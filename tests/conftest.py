@@ -112,6 +112,6 @@ def run_two_processes(tool: str, *arguments: str) -> str:
         [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone',
          '--local-addr=127.0.0.1', str(ROOT / 'tools' / f'{tool}.py'), *arguments, '--launcher', 'pytorch'],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, check=False, timeout=300)
+        stderr=subprocess.STDOUT, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]
     return done.stdout

@@ -213,7 +213,7 @@ def test_in_basicsrs_own_script_no_batch_of_the_old_size_comes_after_the_border(
     (tmp_path / 'run.yml').write_text(yaml.safe_dump(progressive))
     done = subprocess.run([sys.executable, '-m', 'sr_bigbatch', str(script), '-opt', 'run.yml'], cwd=tmp_path,
                           env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, check=False,
-                          timeout=300)
+                          timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count('Crops of 128 px, effective batch 4') == 1, done.stderr[-3000:]
     file = tmp_path / 'experiments' / 'quickstart' / 'models' / 'net_d_latest.pth'

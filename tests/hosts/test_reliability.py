@@ -133,7 +133,7 @@ def test_a_signal_ends_the_run_after_a_save_and_nothing_is_lost(short, tmp_path,
     assert _status(child) == 0 and (states / f'{stopped + 2}.state').is_file()
 
 
-def _wait_for(path, seconds=300):
+def _wait_for(path, seconds=60):
     until = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < until, f'{path} did not appear'
@@ -145,7 +145,7 @@ def test_a_second_signal_leaves_at_once(short, tmp_path):
 
     def stuck():
         import sr_bigbatch.hosts.basicsr_run as run
-        run.Run.one = lambda *arguments: [Path(tmp_path / 'stuck').touch(), time.sleep(300)]
+        run.Run.one = lambda *arguments: [Path(tmp_path / 'stuck').touch(), time.sleep(60)]
 
     child = _fork(['-opt', _write(short, tmp_path / 'run.yml')], stuck)
     _wait_for(tmp_path / 'stuck')
@@ -153,7 +153,7 @@ def test_a_second_signal_leaves_at_once(short, tmp_path):
     for _ in range(2):
         os.kill(child, signal.SIGTERM)
         time.sleep(0.3)
-    assert _status(child) == 143 and time.monotonic() - began < 100
+    assert _status(child) == 143 and time.monotonic() - began < 10
 
 
 _LOADER = """
@@ -162,7 +162,7 @@ from sr_bigbatch.hosts.basicsr_loader import BatchOrder, training_loader
 order = BatchOrder(100, 2, 0)
 images = [{'gt': number} for number in range(100)]
 kept = iter(training_loader(images, {'num_worker_per_gpu': 2}, order, pin_memory=False))
-next(kept)
+next(kept), next(kept)  # one of each worker: both are at work
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
     subprocess.run(['kill', f'-{number:d}', '--', f'-{os.getpgrp()}'])
@@ -173,7 +173,7 @@ print(*(next(kept)['gt'].shape for _ in range(20)))
 def test_workers_survive_a_signal_to_the_group_and_never_keep_the_process_from_its_end():
     """Not even if their iterator is still alive at the exit, as it is after an error."""
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', _LOADER], capture_output=True, text=True, check=False,
-                          timeout=300, start_new_session=True)
+                          timeout=60, start_new_session=True)
     assert done.returncode == 0 and done.stdout.count('[2]') == 20, done.stderr[-2000:]
 
 
@@ -262,7 +262,7 @@ def _lmdb(short, data, tmp_path):
     return tmp_path / 'train_gt.lmdb'
 
 
-def test_a_metric_that_fails_does_not_end_the_training(opt, tmp_path, monkeypatch, basicsr_log):
+def test_a_metric_that_fails_does_not_end_the_training(opt, tmp_path, monkeypatch):
     calls = []
 
     def fussy(img, img2):
@@ -272,13 +272,15 @@ def test_a_metric_that_fails_does_not_end_the_training(opt, tmp_path, monkeypatc
         return 1.0
 
     monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'fussy', fussy)
+    monkeypatch.setattr(logger, 'initialized_logger', {})  # as in a new process: BasicSR writes a log file only then
     opt['val']['metrics'] = {'fussy': {'type': 'fussy'}}
     opt['train']['total_iter'], opt['val']['val_freq'] = 2, 2
     assert run_train(opt, tmp_path, monkeypatch) == 0
     folder = tmp_path / 'experiments' / 'quickstart'
     judged = [record for record in read_log(folder / LOG_FILE) if 'val' in record]
     assert judged == [{'iter': 2, 'val': 'held_out', 'fussy': 1.0}]
-    assert 'could not be judged (LinAlgError: SVD did not converge); the training goes on' in basicsr_log.text
+    told = next(folder.glob('train_*.log')).read_text()
+    assert 'could not be judged (LinAlgError: SVD did not converge); the training goes on' in told
 
 
 def test_a_broken_lmdb_is_named_before_the_start(short, data, tmp_path, monkeypatch, capsys):

@@ -35,14 +35,15 @@ def test_a_study_trains_reports_and_goes_on_where_it_was_stopped(opt, tmp_path, 
     assert all((study / f'{name}.png').stat().st_size > 5000 for name in ('curves', 'quality', 'images'))
 
 
-def test_a_training_that_fails_ends_the_study_with_its_message(opt, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('jobs', ['1', '2'])
+def test_a_training_that_fails_ends_the_study_with_its_message(opt, tmp_path, monkeypatch, capsys, jobs):
     (tmp_path / 'lq').mkdir()
     for image in Path(opt['datasets']['train']['dataroot_lq']).iterdir():
         (tmp_path / 'lq' / image.name).write_bytes(b'no image')
     opt['datasets']['train']['dataroot_lq'] = str(tmp_path / 'lq')
-    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0') == 1
-    assert 'batch2_seed0.yml ended with status 1' in capsys.readouterr().err
-    assert not (tmp_path / 'study' / 'batch4_seed0').exists()  # none is begun after it
+    assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '--jobs', jobs) == 1
+    assert '_seed0.yml ended with status 1' in capsys.readouterr().err
+    assert (tmp_path / 'study' / 'batch4_seed0').is_dir() == (jobs == '2')  # none is begun after it
 
 
 def test_trainings_get_the_gpus_that_the_study_may_use(monkeypatch):
