@@ -237,7 +237,7 @@ class Accumulating:
     def resume_training(self: Any, resume_state: dict[str, Any]) -> None:
         """Restore optimizers, schedulers and our own state, and tell the hooks where the run stands."""
         super().resume_training(resume_state)  # type: ignore[misc]
-        # torch misses a step before the schedule's first when that step was made by the process that saved iteration 1
+        # The optimizer has made a step before the schedule's first, but in the process that saved; torch would warn of none
         warnings.filterwarnings('ignore', 'Detected call of `lr_scheduler.step', UserWarning)
         basicsr_state.load_our_state(self, resume_state)
         self.current_iter = resume_state['iter'] + 1
