@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import sr_bigbatch
-from sr_bigbatch.options import OptionError, load, override
+from sr_bigbatch.options import OptionError, load, override, refuse_code
 
 
 def main() -> int:
@@ -33,14 +33,17 @@ def main() -> int:
 def _check(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('-opt')
-    parser.add_argument('--force_yml', nargs='+', default=[])
+    parser.add_argument('--force_yml', nargs='+', action='append', default=[])
     known, _ = parser.parse_known_args(arguments[1:])
+    for entries in known.force_yml:
+        refuse_code(entries)
     if known.opt is None:
         return
     from sr_bigbatch.hosts.basicsr_options import check
     from sr_bigbatch.hosts.basicsr_parts import OUR_MODELS
     opt = load(known.opt)
-    override(opt, known.force_yml)
+    for entries in known.force_yml[-1:]:  # of an option that stands twice, BasicSR takes the last
+        override(opt, entries)
     if opt.get('model_type') in OUR_MODELS:
         check(opt)
 

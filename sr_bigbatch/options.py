@@ -1,6 +1,7 @@
 """Reading option files: strict YAML, overrides from the command line, and errors that name the nearest known key."""
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 from collections.abc import Iterable, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+_PLAIN_NAME = re.compile(r'[\w.-]+')
 
 
 class OptionError(ValueError):
@@ -88,6 +91,28 @@ def override(options: dict[str, Any], entries: Iterable[str]) -> None:
             if not isinstance(target, dict):
                 raise OptionError([f'--force_yml {entry!r}: {key} is a value, not a section'])
         target[keys[-1]] = _parse(value, f'--force_yml {entry!r}')
+
+
+def refuse_code(entries: Iterable[str]) -> None:
+    """Refuse ``--force_yml`` entries that are not plain, before a loop sees them that runs them, as BasicSR's does.
+
+    BasicSR puts keys into a text for ``exec``, and gives values that begin with a bracket to ``eval``: YAML alone is not
+    plain enough, because ``[f()]`` is a list of one text there.
+
+    Raises:
+        OptionError: for keys other than names, values that are no YAML, and brackets with more than literals in them.
+    """
+    for entry in entries:
+        path, separator, value = entry.partition('=')
+        if not separator or '=' in value or not all(_PLAIN_NAME.fullmatch(key) for key in path.strip().split(':')):
+            raise OptionError([f'--force_yml {entry!r}: expected section:key=value with plain names and one equals sign'])
+        if value.strip().startswith(('[', '(', '{')):
+            try:
+                ast.literal_eval(value.strip())
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                raise OptionError([f'--force_yml {entry!r}: this script would run what stands in brackets as Python; they '
+                                   'may hold numbers, quoted text, None, True and False']) from None
+        _parse(value, f'--force_yml {entry!r}')
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

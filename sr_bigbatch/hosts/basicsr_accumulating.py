@@ -27,6 +27,7 @@ from sr_bigbatch.hosts.basicsr_events import EventLog
 from sr_bigbatch.hosts.basicsr_plan import audit, read_plan, rehearse
 from sr_bigbatch.hosts.basicsr_validate import generate
 from sr_bigbatch.hosts.host_losses import HostLosses
+from sr_bigbatch.hosts.registered import build_registered
 from sr_bigbatch.options import OptionError
 
 _WRAPPER = {'type': 'OverflowSafeOptimWrapper', 'dtype': 'float32'}
@@ -72,7 +73,8 @@ class Accumulating:
         """Let the host build networks, losses and optimizers, then build the step around them."""
         super().init_training_settings()  # type: ignore[misc]
         wrapper = {**_WRAPPER, **self.opt['train'].get('optim_wrapper', {})}
-        self.optim_wrappers = [OPTIM_WRAPPERS.build({**wrapper, 'optimizer': optimizer}) for optimizer in self.optimizers]
+        self.optim_wrappers = [build_registered(OPTIM_WRAPPERS, wrapper, 'train.optim_wrapper', optimizer=optimizer)
+                               for optimizer in self.optimizers]
         self.dtype = self.optim_wrappers[0].cast_dtype
         self.losses = HostLosses(self.loss_prefix, self.cri_pix, self.cri_perceptual)
         for label, net in basicsr_state.networks(self).items():
@@ -86,7 +88,7 @@ class Accumulating:
             self.first_plan = rehearse(self, self.automatic, self.budget_bytes)
         schedule = self.opt['train'].get('batch_schedule')
         self.batch_schedule = None if schedule is None else BatchSchedule(schedule, self.effective_batch, world_size())
-        self.hooks = [HOOKS.build(dict(settings)) for settings in self.opt.get('custom_hooks') or []]
+        self.hooks = [build_registered(HOOKS, settings, 'custom_hooks') for settings in self.opt.get('custom_hooks') or []]
         for hook in self.hooks:
             hook.before_train(self)
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import torchvision
-from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
+from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH
 from basicsr.utils import get_root_logger
 from PIL import Image
 
 from sr_bigbatch.core.storage import BadFile, load_tensors
 from sr_bigbatch.hosts.basicsr_growth import stages_of
 from sr_bigbatch.hosts.basicsr_lmdb import lmdb_findings
+from sr_bigbatch.options import did_you_mean
 
 _VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
@@ -46,7 +47,11 @@ def _users_of_vgg(opt: dict[str, Any]) -> dict[str, dict[str, Any]]:
                if metric['type'] == 'calculate_perceptual_distance'}}
 
 
-def _vgg(kind: str, where: str, without: str) -> Iterable[str]:
+def _vgg(kind: Any, where: str, without: str) -> Iterable[str]:
+    known = [name + ending for name in NAMES for ending in ('', '_bn')]
+    if kind not in known:  # BasicSR takes any attribute of a module of torchvision by this name
+        yield f'{where}.vgg_type: {kind} is not known{did_you_mean(kind, known)}'
+        return
     if Path(VGG_PRETRAIN_PATH).exists():
         if kind != 'vgg19':
             yield (f'{where}.vgg_type is {kind}, but BasicSR would load {VGG_PRETRAIN_PATH} into it: move that '

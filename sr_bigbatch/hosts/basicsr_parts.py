@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from basicsr.models import lr_scheduler
+from basicsr.utils.file_client import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY, Registry
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
@@ -15,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sr_bigbatch.core.distributed import world_size
 from sr_bigbatch.core.growth import Stage, parse_stages
 from sr_bigbatch.hosts.basicsr_plan import inexact, read_plan
+from sr_bigbatch.hosts.registered import build_registered, name_findings, not_registered, registered
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow
 from sr_bigbatch.options import did_you_mean, unknown_keys
@@ -24,28 +27,42 @@ OUR_MODELS = ('AccumulatingSRModel', 'AccumulatingESRGANModel')
 
 def part_findings(opt: dict[str, Any]) -> Iterable[str]:
     """Everything that a registry or a constructor builds: is the type known, and does it take these arguments?"""
-    if opt['model_type'] not in MODEL_REGISTRY:
+    if str(opt['model_type']) not in MODEL_REGISTRY:
         yield f'model_type {opt["model_type"]} is not registered{did_you_mean(opt["model_type"], MODEL_REGISTRY.keys())}'
     for phase, dataset in opt['datasets'].items():
-        if dataset.get('type') not in DATASET_REGISTRY:
-            yield f'datasets.{phase}.type: {dataset.get("type")}{did_you_mean(dataset.get("type"), DATASET_REGISTRY.keys())}'
+        where = f'datasets.{phase}'
+        if str(dataset.get('type')) not in DATASET_REGISTRY:
+            yield f'{where}.type: {dataset.get("type")}{did_you_mean(dataset.get("type"), DATASET_REGISTRY.keys())}'
+        yield from _storage(dataset.get('io_backend'), f'{where}.io_backend')
     for name in ('network_g', 'network_d'):
         if opt.get(name):
-            yield from _built(opt[name], name, _from(ARCH_REGISTRY))
+            yield from _built(opt[name], name, _names(ARCH_REGISTRY))
     for index, hook in enumerate(opt.get('custom_hooks') or []):
-        where = f'custom_hooks[{index}]'
-        yield from _built(hook, where, HOOKS.get)
-        if isinstance(hook, dict) and hook.get('type') == 'ProgressiveResolutionHook':
-            yield from _stages(hook, where, opt)
+        yield from _hook(hook, f'custom_hooks[{index}]', opt)
     yield from _training_parts(opt['train'])
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
-        yield from _built(metric, f'val.metrics.{name}', _from(METRIC_REGISTRY), {'better'})
+        yield from _built(metric, f'val.metrics.{name}', _names(METRIC_REGISTRY), {'better'})
+
+
+def _storage(backend: Any, where: str) -> Iterable[str]:
+    if backend is not None:
+        yield from _built(backend, where, FileClient._backends)
+        if isinstance(backend, dict) and 'sys_path' in backend:
+            yield f'{where}.sys_path would have modules imported from there: leave it out, and set PYTHONPATH'
+
+
+def _hook(hook: Any, where: str, opt: dict[str, Any]) -> Iterable[str]:
+    known = registered(HOOKS)
+    misnamed = name_findings(hook, known, where) if isinstance(hook, dict) and 'type' in hook else []
+    yield from misnamed or _built(hook, where, known)
+    if not misnamed and isinstance(hook, dict) and hook.get('type') == 'ProgressiveResolutionHook':
+        yield from _stages(hook, where, opt)
 
 
 def _stages(hook: dict[str, Any], where: str, opt: dict[str, Any]) -> Iterable[str]:
     data, scale = opt['datasets']['train'], opt['scale']
     try:
-        HOOKS.build(dict(hook))
+        build_registered(HOOKS, hook, where)
         stages = parse_stages(hook['stages'], int(data['batch_size_per_gpu']) * world_size())
     except (KeyError, TypeError, ValueError) as error:
         yield f'{where}: {error}'
@@ -89,39 +106,47 @@ def _judge(network_d: dict[str, Any], size: int) -> None:
 
 
 def _training_parts(train: dict[str, Any]) -> Iterable[str]:
-    finders = {**dict.fromkeys(('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt'), _from(LOSS_REGISTRY)),
-               **dict.fromkeys(('optim_g', 'optim_d'), lambda kind: getattr(torch.optim, kind, None)),
-               'scheduler': _scheduler}
-    for name, find in finders.items():
+    kinds = {**dict.fromkeys(('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt'), _names(LOSS_REGISTRY)),
+             **dict.fromkeys(('optim_g', 'optim_d'), _classes(torch.optim, torch.optim.Optimizer)),
+             'scheduler': _schedulers()}
+    for name, known in kinds.items():
         if train.get(name):
-            yield from _built(train[name], f'train.{name}', find)
+            yield from _built(train[name], f'train.{name}', known)
     if isinstance(train.get('optim_wrapper'), dict):  # if not, the schema says so
         wrapper = {'type': 'OverflowSafeOptimWrapper', **train['optim_wrapper']}
-        yield from _built(wrapper, 'train.optim_wrapper', OPTIM_WRAPPERS.get, {'clip_grad'})
+        known, where = registered(OPTIM_WRAPPERS), 'train.optim_wrapper'
+        yield from name_findings(wrapper, known, where) or _built(wrapper, where, known, {'clip_grad'})
 
 
-def _from(registry: Registry) -> Callable[[str], Any]:
+def _names(registry: Registry) -> dict[str, Any]:
+    """What may be named: BasicSR also finds ``NAME_basicsr`` by ``NAME``."""
     names = dict(iter(registry))
-    return lambda kind: names.get(kind) or names.get(f'{kind}_basicsr')
+    return {**{name.removesuffix('_basicsr'): thing for name, thing in names.items()}, **names}
 
 
-def _scheduler(kind: str) -> Any:
-    return getattr(lr_scheduler, 'MultiStepRestartLR' if kind == 'MultiStepLR' else kind, None)
+def _classes(module: ModuleType, base: type) -> dict[str, Any]:
+    """The classes of a package; its other attributes, as the modules that it imports, are no choice."""
+    return {name: thing for name, thing in vars(module).items()
+            if inspect.isclass(thing) and issubclass(thing, base) and thing is not base}
 
 
-def _built(settings: Any, where: str, find: Callable[[str], Any], also: Iterable[str] = ()) -> Iterable[str]:
+def _schedulers() -> dict[str, Any]:
+    return {**_classes(lr_scheduler, lr_scheduler._LRScheduler), 'MultiStepLR': lr_scheduler.MultiStepRestartLR}
+
+
+def _built(settings: Any, where: str, known: Mapping[str, Any], also: Iterable[str] = ()) -> Iterable[str]:
     if not isinstance(settings, dict) or 'type' not in settings:
         yield f'{where} needs a type'
         return
-    built = find(str(settings['type']))
+    built = known.get(str(settings['type']))
     if built is None:
-        yield f'{where}.type: {settings["type"]} is not known'
+        yield not_registered(settings['type'], known, where)
         return
     parameters = inspect.signature(built).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    known = {name for name in parameters if name not in ('self', 'params', 'optimizer', 'kwargs')} | {'type', *also}
+    keys = {name for name in parameters if name not in ('self', 'params', 'optimizer', 'kwargs')} | {'type', *also}
     if not takes_any or also:
-        yield from unknown_keys(settings, known, where, {})
+        yield from unknown_keys(settings, keys, where, {})
 
 
 def build_findings(opt: dict[str, Any]) -> list[str]:
@@ -155,5 +180,5 @@ def _construct(registry: Registry, settings: dict[str, Any]) -> nn.Module:
     # Which memory policy `auto` stands for is decided when the device is known.
     arguments = {key: value for key, value in settings.items()
                  if key != 'type' and (key, value) != ('activation_memory', 'auto')}
-    module: nn.Module = _from(registry)(settings['type'])(**arguments)
+    module: nn.Module = _names(registry)[settings['type']](**arguments)
     return module
