@@ -34,16 +34,17 @@ def beside(path: Path, ending: str = '.part') -> Iterator[Path]:
     part = path.with_name(f'.{path.name}.{os.getpid()}{ending}')
     try:
         yield part
-        _sync(part)
+        sync(part)
         os.replace(part, path)
     except RuntimeError as error:  # torch's zip writer hides a full disk behind one
         raise OSError(f'{path} could not be written: {str(error).splitlines()[0]}') from error
     finally:
         part.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -208,9 +207,8 @@ class Accumulating:
         broken = basicsr_state.not_finite(self)
         if broken:
             basicsr_state.return_to_last_good(self, f'{len(broken)} tensors are not finite, {broken[0]} first')
-        super().save(epoch, current_iter)  # type: ignore[misc]
-        if current_iter != -1 and rank() == 0:
-            basicsr_state.seal(self, current_iter)
+        with basicsr_state.one_set(self, current_iter):
+            super().save(epoch, current_iter)  # type: ignore[misc]
         if current_iter == -1:
             get_root_logger().info(self.events.summary())
             for name, wrapper in zip(('generator', 'discriminator'), self.optim_wrappers, strict=False):
@@ -221,9 +219,8 @@ class Accumulating:
     def save_network(self: Any, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
         """Write ``NET_LABEL_ITERATION.pth`` whole or not at all."""
         nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
-        name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
         if rank() == 0:
-            basicsr_state.save_networks(Path(self.opt['path']['models']) / name, dict(zip(keys, nets, strict=True)))
+            basicsr_state.save_networks(self, net_label, current_iter, dict(zip(keys, nets, strict=True)))
 
     def load_network(self: Any, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
         """Load weights as BasicSR does, from files that hold nothing but tensors."""

@@ -10,7 +10,7 @@ from typing import Any
 from basicsr.utils import MessageLogger, get_root_logger
 from tqdm import tqdm
 
-from sr_bigbatch.core.checkpoint_set import discard
+from sr_bigbatch.core.checkpoint_set import fault, newest_valid
 from sr_bigbatch.core.distributed import rank, world_size, worst
 from sr_bigbatch.core.memory import peak_bytes
 from sr_bigbatch.hosts.basicsr_loader import seed_everything
@@ -40,6 +40,7 @@ class Run:
         self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
         self.log_file = Path(opt['path']['experiments_root']) / LOG_FILE
         self.failed_saves = self.unreadable = 0
+        self.saved: int | None = None  # the iteration of the last save of this run
 
     def one(self, epoch: int, iteration: int, batch: dict[str, Any], waited: float) -> None:
         """Make one iteration and what is due after it."""
@@ -66,23 +67,25 @@ class Run:
             self.validate(iteration)
 
     def save(self, epoch: int, iteration: int, *, last: bool = False) -> None:
-        """Save; if that fails, go on with the set before, unless it fails three times in a row or is the ``last`` save.
+        """Save, unless it has been done; if that fails, go on, unless it fails three times in a row or is the ``last`` save.
 
         Raises:
             GaveUp: if the training would be lost.
         """
-        failure = ''
+        failure, root = '', Path(self.opt['path']['experiments_root'])
+        if iteration == self.saved and not worst(int(rank() == 0 and fault(root, iteration) is not None), self.model.device):
+            return
         try:
             self.model.save(epoch, iteration)
         except OSError as error:
             failure = str(error)
-            if iteration != -1:
-                discard(Path(self.opt['path']['experiments_root']), iteration)
+            newest, _ = newest_valid(root)
+            left = f'the newest whole save is that of iteration {newest.stem}' if newest else 'no whole save is there'
+            get_root_logger().error(f'The save of iteration {iteration} has failed, {left}: {failure}')
         if not worst(int(bool(failure)), self.model.device):
-            self.failed_saves = 0
+            self.failed_saves, self.saved = 0, iteration
             return
         self.failed_saves += 1
-        get_root_logger().error(f'The save of iteration {iteration} has failed, what was saved before is whole: {failure}')
         if last or self.failed_saves >= _MOST_FAILED_SAVES:
             raise GaveUp(f'saving has failed ({failure}). Make room or mend the folder, then --auto_resume')
 

@@ -1,6 +1,8 @@
 """The files of a BasicSR training: written whole, never with broken weights, and the way back to the last good ones."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from basicsr.utils import get_root_logger
 from torch import nn
 
 from sr_bigbatch.core import checkpoint_set
+from sr_bigbatch.core.distributed import rank
 from sr_bigbatch.core.finite import poisoned
 from sr_bigbatch.core.storage import BadFile, load_tensors, save_atomically
 
@@ -64,24 +67,39 @@ def load_our_state(model: Any, state: dict[str, Any]) -> None:
         model.step.recovery.plan.load_state_dict(model.saved_plan)
 
 
-def save_networks(path: Path, nets: dict[str, nn.Module]) -> None:
-    """Write the weights of networks by their BasicSR keys (``params``, ``params_ema``)."""
+def save_networks(model: Any, label: str, iteration: int, nets: dict[str, nn.Module]) -> None:
+    """Write the weights of networks by their BasicSR keys (``params``, ``params_ema``); see :func:`one_set`."""
+    folder = Path(model.opt['path']['models'])
+    path = folder / f'{label}_latest.pth' if iteration == -1 else checkpoint_set.staged(folder / f'{label}_{iteration}.pth')
     save_atomically({key: {name: tensor.cpu() for name, tensor in net.state_dict().items()}
                      for key, net in nets.items()}, path)
 
 
-def seal(model: Any, iteration: int) -> None:
-    """Finish the save of an iteration with its manifest, and remove saves that need not be kept.
+@contextmanager
+def one_set(model: Any, iteration: int) -> Iterator[None]:
+    """Seal what is saved within as the set of an iteration, then remove sets that need not be kept.
+
+    If that fails, nothing of it stays, and every set that was there is as it was. The ``latest`` networks (-1) are no set.
 
     Raises:
-        OSError: if it could not be written.
+        OSError: if it could not be written. Old sets that cannot be removed are only told of.
     """
     root, settings = Path(model.opt['path']['experiments_root']), model.opt['logger']
-    checkpoint_set.seal(root, iteration, checkpoint_set.files_of(root, iteration))
+    if iteration == -1 or rank() != 0:
+        yield
+        return
+    try:
+        yield
+        checkpoint_set.seal(root, iteration, checkpoint_set.staged_files(root, iteration))
+    finally:
+        checkpoint_set.discard(root, iteration)
     if settings.get('keep_last'):
         best = {entry['iter'] for metrics in getattr(model, 'best_metric_results', {}).values()
                 for entry in metrics.values()}
-        checkpoint_set.prune(root, int(settings['keep_last']), best if settings.get('keep_best') else ())
+        failures = checkpoint_set.prune(root, iteration, int(settings['keep_last']),
+                                        best if settings.get('keep_best') else ())
+        if failures:
+            get_root_logger().warning(' '.join(failures))
 
 
 def weights_of(path: str, param_key: str | None) -> dict[str, torch.Tensor]:
@@ -102,10 +120,10 @@ def weights_of(path: str, param_key: str | None) -> dict[str, torch.Tensor]:
 
 
 def save_training_state(model: Any, epoch: int, iteration: int) -> None:
-    """Write BasicSR's training state, and ours in it."""
+    """Write BasicSR's training state, and ours in it; see :func:`one_set`."""
     state = {'epoch': epoch, 'iter': iteration, 'optimizers': [optimizer.state_dict() for optimizer in model.optimizers],
              'schedulers': [scheduler.state_dict() for scheduler in model.schedulers], OURS: our_state(model)}
-    save_atomically(state, Path(model.opt['path']['training_states']) / f'{iteration}.state')
+    save_atomically(state, checkpoint_set.staged(Path(model.opt['path']['training_states']) / f'{iteration}.state'))
 
 
 def return_to_last_good(model: Any, reason: str) -> int:

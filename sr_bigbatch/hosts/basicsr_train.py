@@ -29,7 +29,7 @@ from basicsr.utils import (
 from basicsr.utils.options import copy_opt_file, dict2str
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sr_bigbatch.core.checkpoint_set import newest_valid
+from sr_bigbatch.core.checkpoint_set import finish, newest_valid
 from sr_bigbatch.core.distributed import rank, world_size, worst
 from sr_bigbatch.core.stop import StopRequest
 from sr_bigbatch.core.storage import load_tensors
@@ -83,7 +83,7 @@ def train(opt: dict[str, Any], option_file: str) -> int:
             run.one((iteration - 1) // order.per_epoch, iteration, batch, time.perf_counter() - waiting)
             number = worst(stop.signal, model.device)
             if number:
-                logger.warning(f'{signal.Signals(number).name}: iteration {iteration} is finished and saved.')
+                logger.warning(f'{signal.Signals(number).name}: iteration {iteration} is finished; a save, then the end.')
                 run.save((iteration - 1) // order.per_epoch, iteration, last=True)
                 return 128 + number
     logger.info(f'End of training after {time.time() - started:.0f} s. Save the latest model.')
@@ -129,7 +129,12 @@ def _resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]
     """The training state to go on from, or None; and a line for each newer one that cannot be used."""
     path, passed_over = opt['path'].get('resume_state'), list[str]()
     if opt['auto_resume']:
-        found, passed_over = newest_valid(Path(opt['path']['experiments_root']))
+        root = Path(opt['path']['experiments_root'])
+        if rank() == 0:
+            finish(root)
+        if world_size() > 1:
+            torch.distributed.barrier()
+        found, passed_over = newest_valid(root)
         path = path if found is None else str(found)
     if path is None:
         return None, passed_over

@@ -4,7 +4,18 @@ import random
 import pytest
 import torch
 
-from sr_bigbatch.core.checkpoint_set import discard, fault, files_of, iterations, newest_valid, prune, seal
+from sr_bigbatch.core.checkpoint_set import (
+    discard,
+    fault,
+    files_of,
+    finish,
+    iterations,
+    newest_valid,
+    prune,
+    seal,
+    staged,
+    staged_files,
+)
 from sr_bigbatch.core.storage import save_atomically
 
 
@@ -83,10 +94,52 @@ def test_nothing_whole_is_nothing(root):
 
 
 def test_old_sets_go_and_kept_ones_stay(root):
-    prune(root, 1, keep=[1])
+    assert prune(root, 3, 1, keep=[1]) == []
     assert iterations(root) == [1, 3] and fault(root, 1) is None and not list(root.glob('*/*2*'))
-    discard(root, 3)
-    assert _newest(root) == (1, [])
+
+
+@pytest.mark.parametrize(('keep_last', 'written', 'stay'), [
+    (1, 3, [3]), (2, 3, [2, 3]), (3, 3, [1, 2, 3]), (9, 3, [1, 2, 3]), (1, 2, [2, 3]), (1, 1, [1, 2, 3]), (2, 2, [1, 2, 3])])
+def test_what_is_newer_than_the_set_just_written_is_left_alone(root, keep_last, written, stay):
+    assert prune(root, written, keep_last) == [] and iterations(root) == stay
+
+
+@pytest.mark.parametrize('name', ['models/net_d_2.pth', 'training_states/2.json'])
+@pytest.mark.parametrize('damage', ['half', 'almost whole', 'empty'])
+def test_a_torn_set_does_not_count(root, name, damage):
+    DAMAGES[damage](root / name)
+    assert prune(root, 3, 2) == []
+    assert fault(root, 1) is None and fault(root, 3) is None
+    assert prune(root, 3, 1) == [] and iterations(root) == [3]
+
+
+def _stage(root, iteration, value):
+    for place in files_of(root, 3):
+        target = place.with_name(place.name.replace('3', str(iteration)))
+        content = {'iter': iteration} if place.suffix == '.state' else {'params': {'weight': torch.full((50,), value)}}
+        save_atomically(content, staged(target))
+    return staged_files(root, iteration)
+
+
+@pytest.mark.parametrize('iteration', [3, 4])
+def test_what_is_staged_takes_no_place_before_it_is_sealed(root, iteration):
+    before = {file: file.read_bytes() for file in root.glob('*/*')}
+    assert len(_stage(root, iteration, 9.0)) == 3
+    assert {file: file.read_bytes() for file in before} == before and _newest(root) == (3, [])
+    discard(root, iteration)
+    assert {file: file.read_bytes() for file in root.glob('*/*')} == before
+    seal(root, iteration, _stage(root, iteration, 9.0))
+    assert _newest(root) == (iteration, []) and not list(root.glob('*/.*'))
+    assert torch.load(root / f'models/net_g_{iteration}.pth', weights_only=True)['params']['weight'][0] == 9
+    discard(root, iteration)
+    assert _newest(root) == (iteration, [])
+
+
+def test_unfinished_saves_are_removed_at_the_next_start(root):
+    before = {file: file.read_bytes() for file in root.glob('*/*')}
+    _stage(root, 3, 9.0), _stage(root, 5, 9.0)
+    finish(root)
+    assert {file: file.read_bytes() for file in root.glob('*/*')} == before
 
 
 def test_a_manifest_of_another_shape_is_no_crash(root):

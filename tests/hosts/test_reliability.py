@@ -19,11 +19,13 @@ from basicsr.utils import logger
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from sr_bigbatch.core import storage
+from sr_bigbatch.core.checkpoint_set import fault, iterations
 from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
 from tests.conftest import load_tool, run_train, run_two_processes
 from tests.hosts.test_progressive import _same
 
 ITERATIONS = 8
+_OTHER = 'train:pixel_opt:loss_weight=9'  # makes another training of it
 
 
 @pytest.fixture
@@ -188,8 +190,163 @@ def test_no_room_for_a_save_keeps_the_one_before_and_ends_with_an_error(short, t
     assert _status(_fork(['-opt', file, '--auto_resume'], no_room)) == 1
     assert all(path.read_bytes() == content for path, content in before.items())
     assert not list(folder.glob('*/*.part')) and not list(folder.glob('*/4.*')) and not list(folder.glob('*/*_4.pth'))
-    assert 'what was saved before is whole' in next(iter(sorted(folder.glob('train_*.log'))[-1:])).read_text()
+    assert 'has failed, the newest whole save is that of iteration 2: ' in _log(folder)
     assert _status(_fork(['-opt', file, '--auto_resume'])) == 0
+
+
+def _log(folder):
+    return sorted(folder.glob('train_*.log'))[-1].read_text()
+
+
+def _sets(folder):
+    """The iterations of all saves, and of those that are whole."""
+    there = iterations(folder)
+    return there, [iteration for iteration in there if fault(folder, iteration) is None]
+
+
+def _contents(folder, iteration):
+    return {file.name: file.read_bytes() for file in (*folder.glob(f'*/net_*_{iteration}.pth'),
+                                                      *folder.glob(f'*/{iteration}.*'))}
+
+
+def _room_until(limit, prepare=lambda: None):
+    """After ``prepare``, files may grow to so many bytes only: what a full disk does, also to root."""
+    def full():
+        prepare()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return full
+
+
+def _after_save(iteration, then):
+    """Have ``then`` follow on the save that is due at an iteration."""
+    def prepare():
+        import sr_bigbatch.hosts.basicsr_run as run
+        original = run.Run.one
+
+        def one(self, epoch, current, *arguments):
+            original(self, epoch, current, *arguments)
+            if current == iteration:
+                then()
+
+        run.Run.one = one
+    return prepare
+
+
+@pytest.mark.parametrize('full', [False, True])
+@pytest.mark.parametrize('keep_last', [None, 1, 2])
+def test_a_signal_after_a_save_of_the_same_iteration_saves_nothing_again(short, tmp_path, keep_last, full):
+    short['train']['total_iter'], short['logger']['keep_last'] = 100, keep_last
+    folder = tmp_path / 'experiments' / 'quickstart'
+
+    def stop():
+        if full:
+            _room_until(30_000)()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert _status(_fork(['-opt', _write(short, tmp_path / 'run.yml')], _after_save(8, stop))) == 143
+    there = [2, 4, 6, 8][-(keep_last or 4):]
+    assert _sets(folder) == (there, there) and 'has failed' not in _log(folder)
+    assert not list(folder.glob('*/.*'))
+
+
+@pytest.mark.parametrize('limit', [10_000, 30_000, 60_000, 100_000])
+def test_a_save_that_fails_where_an_earlier_run_had_saved_leaves_that_save_whole(short, tmp_path, limit):
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file])) == 0
+    before = {iteration: _contents(folder, iteration) for iteration in (2, 4, 6, 8)}
+    sizes = sorted(len(content) for content in before[8].values())
+    assert limit < sizes[-1], sizes  # one file at least does not fit
+    again = ['-opt', file, '--force_yml', f'path:resume_state={folder}/training_states/2.state', _OTHER]
+    assert _status(_fork(again, _room_until(limit))) == 1
+    assert {iteration: _contents(folder, iteration) for iteration in before} == before
+    assert _sets(folder) == ([2, 4, 6, 8], [2, 4, 6, 8]) and not list(folder.glob('*/.*'))
+    assert 'The save of iteration 4 has failed, the newest whole save is that of iteration 8: ' in _log(folder)
+    assert _status(_fork(again)) == 0  # with room, the saves of the earlier run are replaced
+    assert _sets(folder) == ([2, 4, 6, 8], [2, 4, 6, 8])
+    assert all(_contents(folder, iteration) != before[iteration] for iteration in (4, 6, 8))
+
+
+@pytest.mark.parametrize('moved', range(4))
+def test_a_kill_while_a_save_replaces_one_is_made_good_at_the_next_start(short, tmp_path, moved):
+    short['train']['total_iter'] = 2
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file, '--force_yml', 'logger:save_checkpoint_freq=1'])) == 0
+    before = _contents(folder, 2)
+
+    def killed():
+        replace, moves = os.replace, []
+
+        def replace_or_die(source, target):
+            if str(source).endswith('.next'):
+                if len(moves) == moved:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                moves.append(target)
+            replace(source, target)
+
+        storage.os.replace = replace_or_die
+
+    again = ['-opt', file, '--force_yml', f'path:resume_state={folder}/training_states/1.state', _OTHER]
+    assert _status(_fork(again, killed)) == -signal.SIGKILL
+    assert _status(_fork(['-opt', file, '--auto_resume', '--force_yml', 'train:total_iter=3'])) == 0
+    assert 'Resuming training from epoch' in _log(folder) and 'iter: 2.' in _log(folder)
+    assert 'passed over' not in _log(folder) and 2 in _sets(folder)[1]
+    assert _contents(folder, 2) != before and not list(folder.glob('*/.*'))
+
+
+@pytest.mark.parametrize(('keep_last', 'torn'), [(1, [8]), (1, [6, 8]), (2, [6, 8]), (2, [8]), (3, [6, 8]), (2, [4, 6, 8])])
+def test_torn_saves_do_not_count_as_kept_ones(short, tmp_path, keep_last, torn):
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file])) == 0
+    for iteration in torn:
+        path = folder / 'models' / f'net_g_{iteration}.pth'
+        path.write_bytes(path.read_bytes()[:-100])
+    resumed = max({2, 4, 6} - set(torn))
+    assert _status(_fork(['-opt', file, '--auto_resume', '--force_yml', f'logger:keep_last={keep_last}',
+                          'logger:save_checkpoint_freq=1', f'train:total_iter={resumed + 1}'])) == 0
+    good = [iteration for iteration in (2, 4, 6, resumed + 1) if iteration not in torn][-keep_last:]
+    assert _sets(folder)[1] == good and resumed + 1 in good
+
+
+@pytest.mark.parametrize('protected', ['models/net_g_2.pth', 'training_states/2.json', 'training_states/2.state'])
+def test_an_old_save_that_cannot_be_removed_does_not_fail_the_new_one(short, tmp_path, protected):
+    short['logger']['keep_last'] = 1
+    short['train']['total_iter'] = 4
+    folder = tmp_path / 'experiments' / 'quickstart'
+
+    def protect():
+        unlink = os.unlink
+
+        def refuse(path, *arguments, **more):  # rights do not bind root, and not every file system has immutable files
+            if Path(path) == folder / protected:
+                raise PermissionError(1, 'Operation not permitted', str(path))
+            unlink(path, *arguments, **more)
+
+        os.unlink = refuse
+
+    assert _status(_fork(['-opt', _write(short, tmp_path / 'run.yml')], protect)) == 0
+    assert 4 in _sets(folder)[1] and 'has failed' not in _log(folder)
+    assert _log(folder).count('The save of iteration 2 could not be removed: ') == 1
+
+
+def test_a_folder_in_the_place_of_an_old_file_does_not_fail_the_new_save(short, tmp_path):
+    short['logger']['keep_last'] = 1
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file, '--force_yml', 'train:total_iter=2'])) == 0
+    (folder / 'models' / 'net_g_1.pth').mkdir()
+    for ending in ('state', 'json'):
+        (folder / f'training_states/1.{ending}').write_text('{}')
+    assert _status(_fork(['-opt', file, '--auto_resume', '--force_yml', 'train:total_iter=4'])) == 0
+    assert _sets(folder)[1] == [4] and 'The save of iteration 1 could not be removed: ' in _log(folder)
+
+
+def test_a_folder_in_the_place_of_a_new_file_fails_the_save_and_harms_none(short, tmp_path):
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file, '--force_yml', 'train:total_iter=2'])) == 0
+    before = _contents(folder, 2)
+    (folder / 'models' / 'net_d_4.pth').mkdir()
+    assert _status(_fork(['-opt', file, '--auto_resume', '--force_yml', 'train:total_iter=6'])) == 0
+    assert _sets(folder) == ([2, 6], [2, 6]) and _contents(folder, 2) == before and not list(folder.glob('*/.*'))
+    assert 'The save of iteration 4 has failed, the newest whole save is that of iteration 2: ' in _log(folder)
 
 
 def test_a_folder_that_cannot_be_written_ends_with_an_error(short, tmp_path):
