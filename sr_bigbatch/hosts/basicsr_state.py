@@ -67,10 +67,16 @@ def load_our_state(model: Any, state: dict[str, Any]) -> None:
         model.step.recovery.plan.load_state_dict(model.saved_plan)
 
 
+def _in_set(model: Any, place: Path) -> Path:
+    """Where to write a file of a set: it waits for the others, unless its folder is one that `seal` does not know."""
+    root = Path(model.opt['path']['experiments_root'])
+    return checkpoint_set.staged(place) if place.parent in (root / 'models', root / 'training_states') else place
+
+
 def save_networks(model: Any, label: str, iteration: int, nets: dict[str, nn.Module]) -> None:
     """Write the weights of networks by their BasicSR keys (``params``, ``params_ema``); see :func:`one_set`."""
     folder = Path(model.opt['path']['models'])
-    path = folder / f'{label}_latest.pth' if iteration == -1 else checkpoint_set.staged(folder / f'{label}_{iteration}.pth')
+    path = folder / f'{label}_latest.pth' if iteration == -1 else _in_set(model, folder / f'{label}_{iteration}.pth')
     save_atomically({key: {name: tensor.cpu() for name, tensor in net.state_dict().items()}
                      for key, net in nets.items()}, path)
 
@@ -123,7 +129,7 @@ def save_training_state(model: Any, epoch: int, iteration: int) -> None:
     """Write BasicSR's training state, and ours in it; see :func:`one_set`."""
     state = {'epoch': epoch, 'iter': iteration, 'optimizers': [optimizer.state_dict() for optimizer in model.optimizers],
              'schedulers': [scheduler.state_dict() for scheduler in model.schedulers], OURS: our_state(model)}
-    save_atomically(state, checkpoint_set.staged(Path(model.opt['path']['training_states']) / f'{iteration}.state'))
+    save_atomically(state, _in_set(model, Path(model.opt['path']['training_states']) / f'{iteration}.state'))
 
 
 def return_to_last_good(model: Any, reason: str) -> int:
