@@ -25,8 +25,12 @@ def spoil_unless_finite(factor: float, *values: Tensor) -> Tensor:
 
 
 def read(flags: Sequence[Tensor]) -> list[bool]:
-    """The values of scalars; waits for the device once."""
-    return [bool(value) for value in torch.stack(list(flags)).tolist()] if flags else []
+    """The values of scalars, on one device or on several; waits once for each."""
+    values = dict[int, bool]()
+    for device in {value.device for value in flags}:
+        here = [index for index, value in enumerate(flags) if value.device == device]
+        values.update(zip(here, map(bool, torch.stack([flags[index] for index in here]).tolist()), strict=True))
+    return [values[index] for index in range(len(flags))]
 
 
 def bad_samples(images: Tensor) -> list[int]:
@@ -36,7 +40,7 @@ def bad_samples(images: Tensor) -> list[int]:
 
 
 def poisoned(net: nn.Module) -> list[str]:
-    """Names of the parameters and buffers of ``net`` that are not finite; waits for the device once."""
+    """Names of the parameters and buffers of ``net`` that are not finite; waits once for each device."""
     named = [(name, tensor) for name, tensor in (*net.named_parameters(), *net.named_buffers())
              if tensor.is_floating_point()]
     finite = read([torch.isfinite(tensor.detach()).all() for _, tensor in named])

@@ -12,7 +12,7 @@ from torch import nn
 
 from sr_bigbatch.core import checkpoint_set
 from sr_bigbatch.core.distributed import rank
-from sr_bigbatch.core.finite import poisoned
+from sr_bigbatch.core.finite import flag, poisoned, read
 from sr_bigbatch.core.storage import BadFile, load_tensors, save_atomically
 
 OURS = 'sr_bigbatch'  # our part of BasicSR's training state
@@ -34,7 +34,7 @@ def not_finite(model: Any) -> list[str]:
     for index, optimizer in enumerate(model.optimizers):
         moments = [entry for state in optimizer.state.values() for entry in state.values()
                    if isinstance(entry, torch.Tensor) and entry.is_floating_point()]
-        if moments and not torch.isfinite(torch.stack([moment.detach().sum() for moment in moments]).sum()):
+        if not all(read([flag(moment) for moment in moments])):  # Adam's `step` is on the CPU, its moments are not
             found.append(f'optimizers[{index}]')
     return found
 

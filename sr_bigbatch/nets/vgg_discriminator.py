@@ -7,7 +7,6 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -94,7 +93,7 @@ class GrowableVGGDiscriminator(nn.Module):
             convs = [spectral_norm(conv) for conv in convs]
         for part, conv in enumerate(convs):
             self.add_module(f'pre{self.prepended}_{part}', conv)
-        self.register_buffer(f'pre{self.prepended}_fade', torch.ones(()))
+        self.register_buffer(f'pre{self.prepended}_fade', self.linear1.weight.new_ones(()))
         return convs
 
     def set_fade(self, share: float) -> None:

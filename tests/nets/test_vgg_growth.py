@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from sr_bigbatch.nets.vgg_discriminator import NORMS, GrowableVGGDiscriminator
-from sr_bigbatch.nets.vgg_growth import grow, grown_parameters, shape_of
+from sr_bigbatch.nets.vgg_growth import WAYS, grow, grown_parameters, shape_of
 
 
 def test_one_that_grew_by_append_has_the_keys_of_basicsrs_larger_one_and_keeps_its_weights():
@@ -63,6 +63,20 @@ def test_a_grown_one_can_be_built_from_its_state_and_knows_what_it_added(norm, w
     twin.load_state_dict(net.state_dict(), strict=True)
     images = torch.rand(2, 3, net.input_size, net.input_size)
     assert torch.equal(twin.eval()(images), copy.deepcopy(net).eval()(images))
+
+
+@pytest.mark.parametrize('where', [{'device': 'meta'}, {'dtype': torch.float64},
+                                   {'device': 'meta', 'dtype': torch.bfloat16}])
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('norm', NORMS)
+def test_what_is_added_is_where_the_network_is_and_of_its_dtype(norm, way, where):
+    net = GrowableVGGDiscriminator(3, 8, 64, norm).to(**where)
+    for _ in range(2):
+        grow(net, way)
+    first = net.linear1.weight
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        assert tensor.device == first.device, name
+        assert tensor.dtype == first.dtype or not tensor.is_floating_point(), name
 
 
 def test_what_cannot_grow_says_why():
