@@ -60,7 +60,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """Read an option file.
 
     Raises:
-        OptionError: if it is missing, no valid YAML, or no mapping at its top level.
+        OptionError: if it is missing, no valid YAML, no mapping at its top level, or repeats a part inside itself.
     """
     try:
         text = Path(path).read_text(encoding='utf-8')
@@ -69,7 +69,21 @@ def load(path: str | Path) -> dict[str, Any]:
     options = _parse(text, str(path))
     if not isinstance(options, dict):
         raise OptionError([f'{path} holds no options: expected "key: value" lines at its top level'])
-    return options
+    try:
+        plain: dict[str, Any] = unshared(options)
+    except RecursionError:
+        raise OptionError([f'{path}: an alias (*name) stands inside what it repeats (&name)']) from None
+    return plain
+
+
+def unshared(settings: Any) -> Any:
+    """A copy of options in which no section is the same object as another, as those that YAML's aliases repeat are.
+
+    Builders of the hosts take ``type`` out of the section that they are given; it must not be missing in the others.
+    """
+    if isinstance(settings, dict):
+        return {key: unshared(value) for key, value in settings.items()}
+    return [unshared(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def override(options: dict[str, Any], entries: Iterable[str]) -> None:

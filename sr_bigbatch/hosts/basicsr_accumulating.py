@@ -26,10 +26,9 @@ from sr_bigbatch.hosts.basicsr_events import EventLog
 from sr_bigbatch.hosts.basicsr_plan import audit, read_plan, rehearse
 from sr_bigbatch.hosts.basicsr_validate import generate
 from sr_bigbatch.hosts.host_losses import HostLosses
+from sr_bigbatch.hosts.mmengine_optim import WRAPPER
 from sr_bigbatch.hosts.registered import build_registered
-from sr_bigbatch.options import OptionError
-
-_WRAPPER = {'type': 'OverflowSafeOptimWrapper', 'dtype': 'float32'}
+from sr_bigbatch.options import OptionError, unshared
 
 
 class Accumulating:
@@ -70,8 +69,9 @@ class Accumulating:
 
     def init_training_settings(self: Any) -> None:
         """Let the host build networks, losses and optimizers, then build the step around them."""
+        self.opt['train'] = unshared(self.opt['train'])
         super().init_training_settings()  # type: ignore[misc]
-        wrapper = {**_WRAPPER, **self.opt['train'].get('optim_wrapper', {})}
+        wrapper = {**WRAPPER, **self.opt['train'].get('optim_wrapper', {})}
         self.optim_wrappers = [build_registered(OPTIM_WRAPPERS, wrapper, 'train.optim_wrapper', optimizer=optimizer)
                                for optimizer in self.optimizers]
         self.dtype = self.optim_wrappers[0].cast_dtype

@@ -17,10 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sr_bigbatch.core.distributed import world_size
 from sr_bigbatch.core.growth import Stage, parse_stages
 from sr_bigbatch.hosts.basicsr_plan import inexact, read_plan
+from sr_bigbatch.hosts.mmengine_optim import WRAPPER, OverflowSafeOptimWrapper
 from sr_bigbatch.hosts.registered import build_registered, name_findings, not_registered, registered
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow
 from sr_bigbatch.options import did_you_mean, unknown_keys
+from sr_bigbatch.options_schema import schema_findings
 
 OUR_MODELS = ('AccumulatingSRModel', 'AccumulatingESRGANModel')
 
@@ -113,9 +115,23 @@ def _training_parts(train: dict[str, Any]) -> Iterable[str]:
         if train.get(name):
             yield from _built(train[name], f'train.{name}', known)
     if isinstance(train.get('optim_wrapper'), dict):  # if not, the schema says so
-        wrapper = {'type': 'OverflowSafeOptimWrapper', **train['optim_wrapper']}
-        known, where = registered(OPTIM_WRAPPERS), 'train.optim_wrapper'
-        yield from name_findings(wrapper, known, where) or _built(wrapper, where, known, {'clip_grad'})
+        yield from _wrapper(train['optim_wrapper'], 'train.optim_wrapper')
+
+
+def _wrapper(given: dict[str, Any], where: str) -> list[str]:
+    """What is wrong with the settings of an optimizer wrapper; they are tried on one of a single weight."""
+    settings, known = {**WRAPPER, **given}, registered(OPTIM_WRAPPERS)
+    found = name_findings(settings, known, where)
+    if not found and not issubclass(known[settings['type']], OverflowSafeOptimWrapper):
+        found = [f'{where}.type: {settings["type"]} cannot repeat a step that overflows: use OverflowSafeOptimWrapper']
+    found = found or list(_built(settings, where, known, {'clip_grad'}))
+    if found or list(schema_findings({'train': {'optim_wrapper': given}})):
+        return found
+    try:
+        build_registered(OPTIM_WRAPPERS, settings, where, optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0))
+    except (TypeError, ValueError, AssertionError) as error:
+        return [f'{where}: {error}']
+    return []
 
 
 def _names(registry: Registry) -> dict[str, Any]:

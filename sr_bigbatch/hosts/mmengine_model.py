@@ -234,13 +234,14 @@ class OptimWrapperPerNetwork:
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
         if paramwise_cfg:
             raise ValueError('OptimWrapperPerNetwork has one learning rate a network: leave out paramwise_cfg')
-        self.settings = {name: dict(value) for name, value in optim_wrapper_cfg.items()}
+        self.settings = optim_wrapper_cfg
 
     def __call__(self, module: nn.Module) -> OptimWrapperDict:
         """The wrappers for a model."""
         module = module.module if is_model_wrapper(module) else module  # type: ignore[assignment]
         wrappers: dict[str, Any] = {}
-        for name, settings in self.settings.items():
+        for name, given in self.settings.items():
+            settings = copy.deepcopy(dict(given))
             parameters: Sequence[nn.Parameter] = list(getattr(module, name).parameters())
             optimizer = OPTIMIZERS.build({**settings.pop('optimizer'), 'params': parameters})
             wrappers[name] = OPTIM_WRAPPERS.build({'type': 'OverflowSafeOptimWrapper', **settings, 'optimizer': optimizer})

@@ -1,7 +1,8 @@
 """Mixed precision for mmengine that an overflow cannot harm."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,13 @@ from sr_bigbatch.core.precision import autocast
 from sr_bigbatch.core.update import SafeUpdate, Verdict
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+WRAPPER = {'type': 'OverflowSafeOptimWrapper', 'dtype': 'float32'}
+"""What an optimizer wrapper of a BasicSR training is where the options say nothing."""
+
+_CLIPS: dict[str, tuple[Callable[..., Any], str]] = {
+    'norm': (torch.nn.utils.clip_grad_norm_, 'max_norm'),
+    'value': (torch.nn.utils.clip_grad_value_, 'clip_value')}
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -33,17 +41,18 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
         dtype: ``float32``, ``bfloat16`` or ``float16``, as text or torch.dtype; None for autocast's default on the
             device of the parameters.
         use_fsdp: as in ``AmpOptimWrapper``; only False.
-        **kwargs: arguments of mmengine's ``OptimWrapper``: ``optimizer``, ``clip_grad``, ``accumulative_counts``.
+        **kwargs: arguments of mmengine's ``OptimWrapper``: ``optimizer``, ``clip_grad``, ``accumulative_counts``. They are
+            left as they are, so that wrappers can share them.
 
     Raises:
-        ValueError: for another dtype, or sharded gradients.
+        ValueError: for another dtype, sharded gradients, or settings by which gradients cannot be clipped.
     """
 
     def __init__(self, loss_scale: str | float | dict[str, Any] = 'dynamic', dtype: str | torch.dtype | None = None,
                  use_fsdp: bool = False, **kwargs: Any) -> None:
         if use_fsdp:
             raise ValueError('use_fsdp must be False: sharded gradients are not summed by this wrapper')
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, 'clip_grad': _clip_settings(kwargs.get('clip_grad'))})
         self.cast_dtype = self._dtype(dtype)
         self.safe_update = SafeUpdate(self.optimizer, self._loss_scale(loss_scale),
                                       self._clip_grad if self.clip_grad_kwargs else None)
@@ -94,3 +103,33 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
         device = self.optimizer.param_groups[0]['params'][0].device
         with super().optim_context(model), autocast(device, self.cast_dtype):
             yield
+
+
+def _clip_settings(settings: Any) -> dict[str, Any] | None:
+    """A copy of ``clip_grad``, which mmengine takes apart; tried here, because mmengine first uses it in a step."""
+    if settings is None:
+        return None
+    if not isinstance(settings, Mapping) or str(settings.get('type', 'norm')) not in _CLIPS:
+        raise ValueError(f'clip_grad must be {{max_norm: 1}} or {{type: value, clip_value: 1}}, got {settings!r}')
+    copied = copy.deepcopy(dict(settings))
+    function, limit = _CLIPS[copied.get('type', 'norm')]
+    if limit not in copied:
+        raise ValueError(f'clip_grad needs {limit}, a positive number, got {settings!r}')
+    for name in {limit, 'norm_type'} & set(copied):
+        if not _is_positive(copied[name]):
+            raise ValueError(f'clip_grad.{name} must be a positive number, got {copied[name]!r}')
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    try:
+        function([weight], **{name: value for name, value in copied.items() if name != 'type'})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f'clip_grad: {error}') from error
+    return copied
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether torch's ``float(value)`` is a number above 0; infinity is one, as a norm without limit."""
+    try:
+        return not isinstance(value, bool) and float(value) > 0
+    except (TypeError, ValueError):
+        return False
