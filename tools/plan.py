@@ -15,7 +15,7 @@ from sr_bigbatch.core.plan_table import table
 from sr_bigbatch.core.planner import choose, sustained_flops
 from sr_bigbatch.hosts.basicsr_growth import stages_of
 from sr_bigbatch.hosts.basicsr_options import check
-from sr_bigbatch.hosts.basicsr_predict import candidates, dtype_of
+from sr_bigbatch.hosts.basicsr_predict import CannotPredict, candidates, dtype_of
 from sr_bigbatch.hosts.run_log import LOG_FILE, noise_verdicts
 from sr_bigbatch.options import OptionError, load, override
 
@@ -40,11 +40,14 @@ def main() -> int:
         opt = load(args.opt)
         override(opt, args.force_yml)
         check(opt, data=False, weights=False)
+        sizes = [int(opt['datasets']['train']['gt_size']), *(stage.gt_size for stage in stages_of(opt)[1:])]
+        found = {size: candidates(opt, size, args.val_size, os.cpu_count() or 1) for size in sizes}
     except OptionError as error:
         print(f'{args.opt}: nothing was planned. To be changed:\n{error}', file=sys.stderr)
         return 2
-    sizes = [int(opt['datasets']['train']['gt_size']), *(stage.gt_size for stage in stages_of(opt)[1:])]
-    found = {size: candidates(opt, size, args.val_size, os.cpu_count() or 1) for size in sizes}
+    except CannotPredict as error:
+        print(f'{args.opt}: nothing was planned: {error}', file=sys.stderr)
+        return 2
     chosen = {size: choose(plans, args.vram * 2**30) for size, plans in found.items()}
     if args.json:
         print(json.dumps({size: plan and vars(plan) for size, plan in chosen.items()}))

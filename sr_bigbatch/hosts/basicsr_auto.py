@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 from sr_bigbatch.core.planner import MICRO_BATCHES, Plan, choose, plans
-from sr_bigbatch.hosts.basicsr_predict import model_of
+from sr_bigbatch.hosts.basicsr_predict import CannotPredict, model_of
 from sr_bigbatch.nets.rrdb import POLICIES
 from sr_bigbatch.options import OptionError
 
@@ -34,10 +34,8 @@ def choose_plan(opt: dict[str, Any], gt_size: int, budget_bytes: float) -> Plan:
     try:
         models = {(str(memory), keep): model_of(opt, gt_size, memory, keep)
                   for memory, keep in itertools.product(policies, keeping)}
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise OptionError(['auto cannot predict the memory of these networks '
-                           f'({str(error).splitlines()[0]}): give train.micro_batch_size and network_g.activation_memory '
-                           'as values']) from error
+    except CannotPredict as error:
+        raise OptionError([f'{error}: give train.micro_batch_size and network_g.activation_memory as values']) from error
     size = batch_size if micro is None else max(micro.values()) if isinstance(micro, dict) else micro
     found = plans(models, min(model.flops_per_sample for model in models.values()),
                   MICRO_BATCHES if micro == 'auto' else (min(batch_size, int(size)),))

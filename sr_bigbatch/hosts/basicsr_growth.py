@@ -16,6 +16,7 @@ from sr_bigbatch.core.growth import Stage, parse_stages, stage_at
 from sr_bigbatch.core.planner import Plan
 from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.hosts.basicsr_auto import choose_plan, is_automatic
+from sr_bigbatch.hosts.basicsr_predict import CannotPredict
 from sr_bigbatch.nets.rrdb import POLICIES, CheckpointedRRDBNet
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow, shape_of
@@ -54,7 +55,7 @@ def plan_later_stages(opt: dict[str, Any], budget_bytes: float) -> dict[int, Pla
         try:
             plans[size] = choose_plan(settings, size, budget_bytes)
         except OptionError as error:
-            if 'cannot predict' in str(error) and not is_automatic(opt):
+            if isinstance(error.__cause__, CannotPredict) and not is_automatic(opt):
                 get_root_logger().warning(f'The memory of the stage of {size} px could not be predicted. {error}')
                 continue
             raise OptionError([f'the stage of {size} px would fail in mid-run: {finding}' for finding in error.findings]

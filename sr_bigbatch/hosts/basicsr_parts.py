@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from basicsr.models import lr_scheduler
 from basicsr.utils.file_client import FileClient
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY, Registry
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from sr_bigbatch.core.distributed import world_size
 from sr_bigbatch.core.growth import Stage, parse_stages
+from sr_bigbatch.hosts.basicsr_build import construct, fake_network, names_of, network_to_inspect, quiet, reason
 from sr_bigbatch.hosts.basicsr_plan import inexact, read_plan
 from sr_bigbatch.hosts.mmengine_optim import WRAPPER, OverflowSafeOptimWrapper
 from sr_bigbatch.hosts.registered import build_registered, name_findings, not_registered, registered
@@ -38,12 +39,12 @@ def part_findings(opt: dict[str, Any]) -> Iterable[str]:
         yield from _storage(dataset.get('io_backend'), f'{where}.io_backend')
     for name in ('network_g', 'network_d'):
         if opt.get(name):
-            yield from _built(opt[name], name, _names(ARCH_REGISTRY))
+            yield from _built(opt[name], name, names_of(ARCH_REGISTRY))
     for index, hook in enumerate(opt.get('custom_hooks') or []):
         yield from _hook(hook, f'custom_hooks[{index}]', opt)
     yield from _training_parts(opt['train'])
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
-        yield from _built(metric, f'val.metrics.{name}', _names(METRIC_REGISTRY), {'better'})
+        yield from _built(metric, f'val.metrics.{name}', names_of(METRIC_REGISTRY), {'better'})
 
 
 def _storage(backend: Any, where: str) -> Iterable[str]:
@@ -83,9 +84,8 @@ def _judges_all(network_d: dict[str, Any], way: str, stages: Sequence[Stage], wh
     """A finding for the first stage whose crops the discriminator does not judge."""
     kind = network_d.get('type')
     try:
-        with torch.device('meta'):
-            net_d = construct_network(network_d)
-    except (TypeError, ValueError, AssertionError):
+        net_d = network_to_inspect(network_d)
+    except Exception:
         return  # build_findings says why
     for stage in stages[1:]:
         try:
@@ -94,21 +94,22 @@ def _judges_all(network_d: dict[str, Any], way: str, stages: Sequence[Stage], wh
                     grow(net_d, way)
             else:
                 _judge(network_d, stage.gt_size)
-        except (ValueError, AssertionError, RuntimeError) as error:
+        except DataDependentOutputException:
+            return  # it looks at values, which a try without memory has not
+        except Exception as error:
             instead = '' if kind == 'GrowableVGGDiscriminator' else (
                 '. GrowableVGGDiscriminator grows, and loads the weights of VGGStyleDiscriminator (norm: batch)')
-            reason = str(error).split('\n')[0]
-            yield f'{where}: {kind} does not judge crops of {stage.gt_size} px: {reason}{instead}'
+            yield f'{where}: {kind} does not judge crops of {stage.gt_size} px: {reason(error)}{instead}'
             return
 
 
 def _judge(network_d: dict[str, Any], size: int) -> None:
-    with FakeTensorMode():
-        construct_network(network_d)(torch.empty(2, network_d.get('num_in_ch', 3), size, size))
+    with quiet(), FakeTensorMode() as mode:
+        fake_network(network_d, mode)(torch.empty(2, network_d.get('num_in_ch', 3), size, size))
 
 
 def _training_parts(train: dict[str, Any]) -> Iterable[str]:
-    kinds = {**dict.fromkeys(('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt'), _names(LOSS_REGISTRY)),
+    kinds = {**dict.fromkeys(('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt'), names_of(LOSS_REGISTRY)),
              **dict.fromkeys(('optim_g', 'optim_d'), _classes(torch.optim, torch.optim.Optimizer)),
              'scheduler': _schedulers()}
     for name, known in kinds.items():
@@ -132,12 +133,6 @@ def _wrapper(given: dict[str, Any], where: str) -> list[str]:
     except (TypeError, ValueError, AssertionError) as error:
         return [f'{where}: {error}']
     return []
-
-
-def _names(registry: Registry) -> dict[str, Any]:
-    """What may be named: BasicSR also finds ``NAME_basicsr`` by ``NAME``."""
-    names = dict(iter(registry))
-    return {**{name.removesuffix('_basicsr'): thing for name, thing in names.items()}, **names}
 
 
 def _classes(module: ModuleType, base: type) -> dict[str, Any]:
@@ -166,35 +161,21 @@ def _built(settings: Any, where: str, known: Mapping[str, Any], also: Iterable[s
 
 
 def build_findings(opt: dict[str, Any]) -> list[str]:
-    """Build networks and losses without memory: do they agree, and is the update that of the whole batch?"""
+    """Build networks and losses, without memory where they allow it. Is the update that of the whole batch?"""
     networks: dict[str, nn.Module | None] = {'network_g': None, 'network_d': None}
     train = opt['train']
     try:
         for name in ('pixel_opt', 'ldl_opt', 'gan_opt'):  # not the perceptual one: it reads its weights
             where = f'train.{name}'
             if train.get(name):
-                _construct(LOSS_REGISTRY, train[name])
+                construct(LOSS_REGISTRY, train[name])
         for where in networks:
             if opt.get(where):
-                with torch.device('meta'):
-                    networks[where] = construct_network(opt[where])
-    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
-        return [f'{where}: {error}']
+                networks[where] = network_to_inspect(opt[where])
+    except Exception as error:  # of whatever code it is that the options name
+        return [f'{where}: {reason(error)}']
     net_g, net_d = networks.values()
     if net_g is None or opt['model_type'] not in OUR_MODELS:
         return []
     batch_size = int(opt['datasets']['train']['batch_size_per_gpu'])
     return inexact(read_plan(opt, net_d), batch_size, net_g, net_d)
-
-
-def construct_network(settings: dict[str, Any]) -> nn.Module:
-    """The network of ``network_g`` or ``network_d``."""
-    return _construct(ARCH_REGISTRY, settings)
-
-
-def _construct(registry: Registry, settings: dict[str, Any]) -> nn.Module:
-    # Which memory policy `auto` stands for is decided when the device is known.
-    arguments = {key: value for key, value in settings.items()
-                 if key != 'type' and (key, value) != ('activation_memory', 'auto')}
-    module: nn.Module = _names(registry)[settings['type']](**arguments)
-    return module

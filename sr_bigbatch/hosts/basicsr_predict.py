@@ -26,7 +26,7 @@ from sr_bigbatch.core.planner import Model, Plan, Run, fake_update, fit, plans, 
 from sr_bigbatch.core.replay import batch_norms
 from sr_bigbatch.core.step import AdversarialStep
 from sr_bigbatch.core.supervised_step import SupervisedStep
-from sr_bigbatch.hosts.basicsr_parts import construct_network
+from sr_bigbatch.hosts.basicsr_build import fake_network, quiet, reason
 from sr_bigbatch.hosts.host_losses import HostLosses
 from sr_bigbatch.hosts.mmengine_optim import DTYPES
 from sr_bigbatch.nets.rrdb import POLICIES
@@ -39,15 +39,29 @@ def dtype_of(opt: dict[str, Any]) -> torch.dtype:
     return DTYPES[opt['train'].get('optim_wrapper', {}).get('dtype', 'float32')]
 
 
-class _Parts:
-    """Networks and losses of a training, on fake tensors."""
+class CannotPredict(RuntimeError):
+    """Networks or losses do not run without values; the message says why. It passes from process to process."""
 
-    def __init__(self, opt: dict[str, Any], gt_size: int) -> None:
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        with quiet():
+            yield
+    except Exception as error:  # of whatever code it is that the options name
+        raise CannotPredict('the memory of these networks cannot be predicted, because a step on tensors without values '
+                            f'fails ({reason(error)})') from error
+
+
+class _Parts:
+    """Networks and losses of a training, on fake tensors; to be made inside ``mode``."""
+
+    def __init__(self, opt: dict[str, Any], gt_size: int, mode: FakeTensorMode) -> None:
         self.opt, self.gt_size, train = opt, gt_size, opt['train']
         self.dtype = dtype_of(opt)
-        self.net_g = construct_network(opt['network_g'])
-        self.net_d = construct_network(_for_size(opt, gt_size)) if opt.get('network_d') else None
-        self.ema = construct_network(opt['network_g']) if train.get('ema_decay') else None
+        self.net_g = fake_network(opt['network_g'], mode)
+        self.net_d = fake_network(_for_size(opt, gt_size), mode) if opt.get('network_d') else None
+        self.ema = fake_network(opt['network_g'], mode) if train.get('ema_decay') else None
         with _without_vgg_weights():
             self.criteria: dict[str, nn.Module | None] = {
                 name: build_loss(train[f'{name}_opt']) if train.get(f'{name}_opt') else None
@@ -95,9 +109,12 @@ def predict(opt: dict[str, Any], gt_size: int, batch: int, micro: int, kept: boo
         batch: effective batch of a process.
         micro: micro-batch of generator and losses; a discriminator with BatchNorm gets the whole batch.
         kept: whether all of the generator's graphs are kept.
+
+    Raises:
+        CannotPredict: if networks or losses do not run on fake tensors.
     """
-    with FakeTensorMode():
-        parts = _Parts(opt, gt_size)
+    with _explained(), FakeTensorMode() as mode:
+        parts = _Parts(opt, gt_size, mode)
         lq, gt = parts.batch(batch)
         whole = parts.net_d is not None and bool(batch_norms(parts.net_d))
         plan = StepPlan(MicroBatchSizes(micro, micro, batch if whole else micro), batch if kept else 0)
@@ -119,8 +136,8 @@ def predict(opt: dict[str, Any], gt_size: int, batch: int, micro: int, kept: boo
 
 def validation_peak(opt: dict[str, Any], size: int) -> int:
     """Bytes that live when a validation image of ``size`` x ``size`` pixels is generated, at their highest."""
-    with FakeTensorMode(), torch.no_grad():
-        parts = _Parts(opt, int(opt['datasets']['train']['gt_size']))
+    with _explained(), FakeTensorMode() as mode, torch.no_grad():
+        parts = _Parts(opt, int(opt['datasets']['train']['gt_size']), mode)
         low = torch.rand(1, 3, size // opt['scale'], size // opt['scale'])
         with LiveBytes([*parts.everything(), low]) as live:
             parts.net_g.eval()(low)
@@ -135,8 +152,8 @@ def baseline_flops(opt: dict[str, Any], gt_size: int) -> float:
         opt['network_g'].pop('activation_memory', None)
     totals = []
     for count in _BASELINE_BATCH:
-        with FakeTensorMode():
-            parts = _Parts(opt, gt_size)
+        with _explained(), FakeTensorMode() as mode:
+            parts = _Parts(opt, gt_size, mode)
             host: Any = mock.Mock(spec=[])
             host.net_g, host.net_d, host.ema_decay = parts.net_g, parts.net_d, 0
             host.lq, host.gt = parts.batch(count)
