@@ -50,7 +50,7 @@ $(VENV)-mmagic/ready: constraints.txt requirements.txt
 	$(MMAGIC_PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
-datasets/bundled/ready: $(VENV)/ready sr_bigbatch/hosts/basicsr_prepare.py
+datasets/bundled/ready: $(VENV)/ready sr_bigbatch/tasks/prepare.py
 	rm -rf datasets/bundled
 	$(BIN)/python tools/prepare_data.py --bundled --out datasets/bundled
 	touch $@

@@ -14,15 +14,15 @@ def install() -> None:
     """Register our components with the installed hosts; the second call and later ones do nothing."""
     has_mmengine = importlib.util.find_spec('mmengine') is not None
     if has_mmengine:
-        importlib.import_module('sr_bigbatch.hosts.mmengine_optim')
+        importlib.import_module('sr_bigbatch.hosts.mmengine.optim_wrapper')
         importlib.import_module('sr_bigbatch.hosts.compat').mend_torchvision()
-        importlib.import_module('sr_bigbatch.hosts.mmengine_hook')
-        importlib.import_module('sr_bigbatch.hosts.mmengine_model')
+        importlib.import_module('sr_bigbatch.hosts.mmengine.hook')
+        importlib.import_module('sr_bigbatch.hosts.mmengine.model')
     if has_mmengine and importlib.util.find_spec('basicsr') is not None:
-        importlib.import_module('sr_bigbatch.hosts.basicsr_archs')
-        importlib.import_module('sr_bigbatch.hosts.basicsr_data')
-        importlib.import_module('sr_bigbatch.hosts.basicsr_metrics')
-        importlib.import_module('sr_bigbatch.hosts.basicsr_models')
+        importlib.import_module('sr_bigbatch.hosts.basicsr.archs')
+        importlib.import_module('sr_bigbatch.hosts.basicsr.dataset')
+        importlib.import_module('sr_bigbatch.hosts.basicsr.metrics')
+        importlib.import_module('sr_bigbatch.hosts.basicsr.model.models')
 
 
 install()

@@ -39,8 +39,8 @@ def _check(arguments: list[str]) -> None:
         refuse_code(entries)
     if known.opt is None:
         return
-    from sr_bigbatch.hosts.basicsr_options import check
-    from sr_bigbatch.hosts.basicsr_parts import OUR_MODELS
+    from sr_bigbatch.hosts.basicsr.build import OUR_MODELS
+    from sr_bigbatch.hosts.basicsr.options.check import check
     opt = load(known.opt)
     for entries in known.force_yml[-1:]:  # of an option that stands twice, BasicSR takes the last
         override(opt, entries)

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from sr_bigbatch.hosts.basicsr_prepare import BUNDLED_VAL, Cut, bundled, cut_all, make_lmdb
 from sr_bigbatch.options import load
+from sr_bigbatch.tasks.prepare import BUNDLED_VAL, Cut, bundled, cut_all, make_lmdb
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,8 +63,8 @@ def built(opt, tmp_path):
     """``built(**changes)`` -> a BasicSR model made from ``opt`` as the training makes it."""
     from basicsr.models import build_model
 
-    from sr_bigbatch.hosts.basicsr_options import check, complete
-    from sr_bigbatch.hosts.basicsr_train import start_processes
+    from sr_bigbatch.hosts.basicsr.options.check import check, complete
+    from sr_bigbatch.hosts.basicsr.training.train import start_processes
 
     def build(options: dict | None = None):
         options = options or opt

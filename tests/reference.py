@@ -15,11 +15,11 @@ from basicsr.models.srgan_model import SRGANModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_bigbatch.core.batch import MicroBatchSizes, StepPlan
-from sr_bigbatch.core.report import StepReport
-from sr_bigbatch.core.step import AdversarialStep
-from sr_bigbatch.core.update import SafeUpdate
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
+from sr_bigbatch.step.adversarial_step import AdversarialStep
+from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
+from sr_bigbatch.step.report import StepReport
+from sr_bigbatch.step.update import SafeUpdate
 
 DISCRIMINATORS = ('none', 'group', 'spectral', 'batch', 'unet')
 SIZE = 32

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.hosts.basicsr_options import check
-from sr_bigbatch.hosts.study import AXES, options_of, run_all
-from sr_bigbatch.hosts.study_report import write_report
+from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.options import OptionError, load, override
-from sr_bigbatch.recipe import LR_RULES
+from sr_bigbatch.report.study_report import write_report
+from sr_bigbatch.tasks.recipe import LR_RULES
+from sr_bigbatch.tasks.study import AXES, options_of, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
 

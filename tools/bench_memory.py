@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
-from sr_bigbatch.core.memory import saved_bytes
-from sr_bigbatch.core.precision import autocast
-from sr_bigbatch.hosts.basicsr_bench import draw_bytes, generators
+from sr_bigbatch.memory.device import saved_bytes
+from sr_bigbatch.step.precision import autocast
+from sr_bigbatch.tasks.bench import draw_bytes, generators
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.hosts.basicsr_bench_overflow import draw_storm, share_of_checks, through_a_storm
 from sr_bigbatch.options import load
+from sr_bigbatch.tasks.bench_overflow import draw_storm, share_of_checks, through_a_storm
 
 ROOT = Path(__file__).resolve().parent.parent
 

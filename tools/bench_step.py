@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.hosts.basicsr_bench import contenders, images_per_second, random_vgg, rows
 from sr_bigbatch.options import load
+from sr_bigbatch.tasks.bench import contenders, images_per_second, random_vgg, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,11 +7,11 @@ import json
 import sys
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.hosts.basicsr_auto import choose_plan
-from sr_bigbatch.hosts.basicsr_growth import plan_later_stages
-from sr_bigbatch.hosts.basicsr_options import check
+from sr_bigbatch.hosts.basicsr.model.growth import plan_later_stages
+from sr_bigbatch.hosts.basicsr.options.check import check
+from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA, reference
+from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan
 from sr_bigbatch.options import OptionError, load, override
-from sr_bigbatch.options_schema import SCHEMA, reference
 
 
 def main() -> int:

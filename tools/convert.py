@@ -9,11 +9,11 @@ from pathlib import Path
 from safetensors.torch import save
 
 import sr_bigbatch  # noqa: F401  (so that this script sees the same package as the training)
-from sr_bigbatch.core.storage import load_tensors, save_atomically, write_atomically
-from sr_bigbatch.core.weights import FORMATS, converted
-from sr_bigbatch.hosts.mmengine_train import admit_histories
-from sr_bigbatch.hosts.onnx_export import export_onnx
+from sr_bigbatch.files.formats import FORMATS, converted
+from sr_bigbatch.files.storage import load_tensors, save_atomically, write_atomically
+from sr_bigbatch.hosts.mmengine.runner import admit_histories
 from sr_bigbatch.nets.restore import restore
+from sr_bigbatch.tasks.export import export_onnx
 
 
 def main() -> int:

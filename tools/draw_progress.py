@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
-from sr_bigbatch.hosts.basicsr_progress_pictures import draw_progress
-from sr_bigbatch.hosts.run_log import LOG_FILE
+from sr_bigbatch.report.progress import draw_progress
+from sr_bigbatch.report.run_log import LOG_FILE
 
 
 def main() -> int:

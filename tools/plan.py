@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.core.plan_table import table
-from sr_bigbatch.core.planner import choose, sustained_flops
-from sr_bigbatch.hosts.basicsr_growth import stages_of
-from sr_bigbatch.hosts.basicsr_options import check
-from sr_bigbatch.hosts.basicsr_predict import CannotPredict, candidates, dtype_of
-from sr_bigbatch.hosts.run_log import LOG_FILE, noise_verdicts
+from sr_bigbatch.hosts.basicsr.model.growth import stages_of
+from sr_bigbatch.hosts.basicsr.options.check import check
+from sr_bigbatch.hosts.basicsr.plan.prediction import CannotPredict, candidates, dtype_of
+from sr_bigbatch.memory.plan_table import table
+from sr_bigbatch.memory.predict import choose, sustained_flops
 from sr_bigbatch.options import OptionError, load, override
+from sr_bigbatch.report.run_log import LOG_FILE, noise_verdicts
 
 
 def main() -> int:

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from sr_bigbatch.hosts.basicsr_options import check
+from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.options import OptionError, load
-from sr_bigbatch.recipe import LR_RULES, translate
+from sr_bigbatch.tasks.recipe import LR_RULES, translate
 
 
 def main() -> int:

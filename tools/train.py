@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (registers the components, and mends what `import basicsr` needs)
-from sr_bigbatch.core.out_of_memory import OutOfMemory
-from sr_bigbatch.hosts.basicsr_loader import BadImage
-from sr_bigbatch.hosts.basicsr_options import check, complete
-from sr_bigbatch.hosts.basicsr_state import GaveUp
-from sr_bigbatch.hosts.basicsr_train import start_processes, train
+from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp
+from sr_bigbatch.hosts.basicsr.options.check import check, complete
+from sr_bigbatch.hosts.basicsr.training.loader import BadImage
+from sr_bigbatch.hosts.basicsr.training.train import start_processes, train
 from sr_bigbatch.options import OptionError, load, override
+from sr_bigbatch.step.out_of_memory import OutOfMemory
 
 ROOT = Path(__file__).resolve().parent.parent
 

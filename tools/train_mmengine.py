@@ -10,7 +10,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.hosts.mmengine_train import run
+from sr_bigbatch.hosts.mmengine.runner import run
 
 
 def main() -> int:

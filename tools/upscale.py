@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
-from sr_bigbatch.core.storage import BadFile
-from sr_bigbatch.core.tiling import Tiling
-from sr_bigbatch.hosts.upscale import BadPicture, Job, find, upscale_all
+from sr_bigbatch.files.storage import BadFile
+from sr_bigbatch.nets.tiling import Tiling
+from sr_bigbatch.tasks.upscale import BadPicture, Job, find, upscale_all
 
 
 def main() -> int:

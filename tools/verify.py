@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.hosts.basicsr_options import check
-from sr_bigbatch.hosts.basicsr_verify import TOLERANCE, reduce, verify
+from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.options import OptionError, load, override
+from sr_bigbatch.tasks.verify import TOLERANCE, reduce, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sr_bigbatch.core.precision import autocast_dtype
+from sr_bigbatch.step.precision import autocast_dtype
 
 from .lean_ops import activate, activate_backward, conv_backward, like
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sr_bigbatch.core.precision import autocast_dtype
+from sr_bigbatch.step.precision import autocast_dtype
 
 from .lean_ops import activate, activate_backward, cast, conv, conv_backward, like, uncast
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sr_bigbatch.core.storage import BadFile, load_tensors
-from sr_bigbatch.core.weights import converted
+from sr_bigbatch.files.formats import converted
+from sr_bigbatch.files.storage import BadFile, load_tensors
 
 from .rrdb import CheckpointedRRDBNet
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_bigbatch.core.distributed import world_size
-from sr_bigbatch.core.growth import add_to_optimizer, cut, measure
+from sr_bigbatch.progressive.stages import add_to_optimizer, cut, measure
+from sr_bigbatch.step.distributed import world_size
 
 from .vgg_discriminator import SLOPE, GrowableVGGDiscriminator, check_size
 

@@ -11,7 +11,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from sr_bigbatch.hosts.basicsr_build import fake_network, network_to_inspect
+from sr_bigbatch.hosts.basicsr.construct import fake_network, network_to_inspect
 from tests.conftest import ROOT, load_tool, run_train
 
 pytestmark = pytest.mark.filterwarnings('ignore:torch.meshgrid')  # which SwinIR calls

@@ -6,13 +6,13 @@ import torch
 from basicsr.data import build_dataset
 from basicsr.models.esrgan_model import ESRGANModel
 
-from sr_bigbatch.core.batch import MicroBatchSizes
-from sr_bigbatch.core.planner import fit, plans
-from sr_bigbatch.core.update import Verdict
-from sr_bigbatch.hosts import basicsr_plan
-from sr_bigbatch.hosts.basicsr_predict import predict
+from sr_bigbatch.hosts.basicsr.plan import settings
+from sr_bigbatch.hosts.basicsr.plan.prediction import predict
+from sr_bigbatch.memory.predict import fit, plans
 from sr_bigbatch.nets.rrdb import POLICIES
 from sr_bigbatch.options import OptionError
+from sr_bigbatch.step.plan import MicroBatchSizes
+from sr_bigbatch.step.update import Verdict
 from tests.reference import difference
 
 
@@ -136,7 +136,7 @@ def test_auto_also_chooses_what_is_kept(opt, built):
 
 def test_an_automatic_plan_that_takes_more_than_predicted_is_made_smaller(opt, built, monkeypatch):
     opt['train'].update(micro_batch_size='auto', memory_budget_gb=4)
-    real = basicsr_plan.peak_of
+    real = settings.peak_of
     sizes = []
 
     def hungry(run, device, before):
@@ -144,7 +144,7 @@ def test_an_automatic_plan_that_takes_more_than_predicted_is_made_smaller(opt, b
         sizes.append(peak)
         return 10**10 if len(sizes) < 2 else peak
 
-    monkeypatch.setattr(basicsr_plan, 'peak_of', hungry)
+    monkeypatch.setattr(settings, 'peak_of', hungry)
     model = built()
     assert model.first_plan.micro == MicroBatchSizes(2, 2, 2) == model.step.recovery.plan.wanted.micro
     assert sizes[1] < sizes[0]

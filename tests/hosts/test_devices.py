@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from sr_bigbatch.core.finite import poisoned, read
-from sr_bigbatch.hosts.basicsr_state import not_finite
+from sr_bigbatch.hosts.basicsr.model.saved_state import not_finite
+from sr_bigbatch.step.finite import poisoned, read
 from tests.far_device import FarTensor
 
 

@@ -4,7 +4,7 @@ import torch
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 
-from sr_bigbatch.core.update import Verdict
+from sr_bigbatch.step.update import Verdict
 
 
 def _wrapper(net, **settings):

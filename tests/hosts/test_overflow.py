@@ -11,8 +11,8 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from sr_bigbatch.core.update import Verdict
-from sr_bigbatch.hosts.basicsr_state import GaveUp
+from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp
+from sr_bigbatch.step.update import Verdict
 from tests.conftest import run_train
 from tests.hosts.test_basicsr_models import _batch
 
@@ -30,7 +30,8 @@ def test_bad_input_is_named_by_its_file_and_nothing_moves(opt, built):
     before = copy.deepcopy([net.state_dict() for net in (model.net_g, model.net_d, model.net_g_ema)])
     with pytest.MonkeyPatch.context() as patch:
         lines = []
-        patch.setattr('sr_bigbatch.hosts.basicsr_events.get_root_logger', lambda: type('L', (), {'warning': lines.append}))
+        patch.setattr('sr_bigbatch.hosts.basicsr.model.event_log.get_root_logger',
+                      lambda: type('L', (), {'warning': lines.append}))
         model.optimize_parameters(1)
     assert lines == ['Iteration 1: bad input (batch): samples [2] are not finite; the step was left out: /photos/c.png']
     after = [net.state_dict() for net in (model.net_g, model.net_d, model.net_g_ema)]

@@ -10,7 +10,7 @@ from basicsr.losses import build_loss
 from basicsr.metrics import calculate_metric
 from basicsr.utils import img2tensor
 
-from sr_bigbatch.hosts.basicsr_options import check
+from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.options import OptionError
 from tests.hosts.test_basicsr_models import _batch
 from tests.reference import difference

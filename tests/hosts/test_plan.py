@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from sr_bigbatch.core.live_bytes import LiveBytes
-from sr_bigbatch.core.planner import CONTEXT_BYTES, choose, fit
-from sr_bigbatch.hosts import basicsr_predict
+from sr_bigbatch.hosts.basicsr.plan import prediction
+from sr_bigbatch.memory.live_bytes import LiveBytes
+from sr_bigbatch.memory.predict import CONTEXT_BYTES, choose, fit
 from sr_bigbatch.options import load
 from tests.conftest import ROOT, load_tool
 
@@ -38,9 +38,9 @@ def test_live_bytes_are_counted_until_they_die():
     ('lean', 'batch', 'bfloat16', 8, 8, True)])
 def test_the_peak_fitted_on_fake_tensors_is_the_peak_of_a_real_step(memory, norm, dtype, batch, micro, kept, monkeypatch):
     opt = _small(memory, norm, dtype, perceptual_opt=None)
-    model = fit(lambda count, size: basicsr_predict.predict(opt, 64, count, size, kept), batch)
-    monkeypatch.setattr(basicsr_predict, 'FakeTensorMode', contextlib.nullcontext)
-    real = basicsr_predict.predict(opt, 64, batch, micro, kept)
+    model = fit(lambda count, size: prediction.predict(opt, 64, count, size, kept), batch)
+    monkeypatch.setattr(prediction, 'FakeTensorMode', contextlib.nullcontext)
+    real = prediction.predict(opt, 64, batch, micro, kept)
     predicted = model.peak(micro)
     assert max(predicted.values()) == pytest.approx(max(real.peak.values()), rel=0.05)
     assert model.flops(micro) * batch == pytest.approx(real.flops, rel=0.01)
@@ -49,7 +49,7 @@ def test_the_peak_fitted_on_fake_tensors_is_the_peak_of_a_real_step(memory, norm
 @pytest.mark.slow
 def test_the_full_recipe_fits_small_cards_with_little_more_work():
     opt = load(ROOT / 'options' / 'esrgan_256_bs128.yml')
-    plans = basicsr_predict.candidates(opt, 256, 1024)
+    plans = prediction.candidates(opt, 256, 1024)
     for gigabytes, flops in ((4, 1.25), (8, 1.25), (24, 1.03)):
         plan = choose(plans, gigabytes * 2**30)
         assert plan is not None and plan.flops <= flops
@@ -65,8 +65,8 @@ def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeyp
     opt['custom_hooks'] = [{'type': 'ProgressiveResolutionHook', 'stages': [{'gt_size': 64, 'until': 5}, {'gt_size': 128}]}]
     opt['train']['perceptual_opt'] = None
     path.write_text(yaml.safe_dump(opt))
-    predicted = {size: basicsr_predict.candidates(opt, size, 64) for size in (64, 128)}  # once, for all calls below
-    monkeypatch.setattr(basicsr_predict, 'candidates', lambda opt, size, *_: predicted[size])
+    predicted = {size: prediction.candidates(opt, size, 64) for size in (64, 128)}  # once, for all calls below
+    monkeypatch.setattr(prediction, 'candidates', lambda opt, size, *_: predicted[size])
 
     def plan(*arguments):
         monkeypatch.setattr('sys.argv', ['plan.py', '-opt', str(path), '--val-size', '64', *arguments])

@@ -5,7 +5,7 @@ import pytest
 from basicsr.data import build_dataset
 from basicsr.utils.matlab_functions import imresize
 
-from sr_bigbatch.hosts.basicsr_prepare import BUNDLED_VAL, Cut, bundled
+from sr_bigbatch.tasks.prepare import BUNDLED_VAL, Cut, bundled
 from tests.conftest import load_tool
 
 

@@ -16,10 +16,10 @@ from basicsr.data import build_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sr_bigbatch.core.growth import cut
-from sr_bigbatch.hosts.basicsr_options import check
+from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.nets import vgg_growth
 from sr_bigbatch.options import OptionError
+from sr_bigbatch.progressive.stages import cut
 from tests.conftest import ROOT, run_train, run_two_processes
 
 

@@ -18,9 +18,9 @@ import yaml
 from basicsr.utils import logger
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from sr_bigbatch.core import storage
-from sr_bigbatch.core.checkpoint_set import fault, iterations
-from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
+from sr_bigbatch.files import storage
+from sr_bigbatch.files.checkpoint_set import fault, iterations
+from sr_bigbatch.report.run_log import LOG_FILE, read_log
 from tests.conftest import load_tool, run_train, run_two_processes
 from tests.hosts.test_progressive import _same
 
@@ -146,7 +146,7 @@ def test_a_second_signal_leaves_at_once(short, tmp_path):
     short['train']['total_iter'] = 100_000
 
     def stuck():
-        import sr_bigbatch.hosts.basicsr_run as run
+        import sr_bigbatch.hosts.basicsr.training.run as run
         run.Run.one = lambda *arguments: [Path(tmp_path / 'stuck').touch(), time.sleep(60)]
 
     child = _fork(['-opt', _write(short, tmp_path / 'run.yml')], stuck)
@@ -160,7 +160,7 @@ def test_a_second_signal_leaves_at_once(short, tmp_path):
 
 _LOADER = """
 import os, signal, subprocess
-from sr_bigbatch.hosts.basicsr_loader import BatchOrder, training_loader
+from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, training_loader
 order = BatchOrder(100, 2, 0)
 images = [{'gt': number} for number in range(100)]
 kept = iter(training_loader(images, {'num_worker_per_gpu': 2}, order, pin_memory=False))
@@ -220,7 +220,7 @@ def _room_until(limit, prepare=lambda: None):
 def _after_save(iteration, then):
     """Have ``then`` follow on the save that is due at an iteration."""
     def prepare():
-        import sr_bigbatch.hosts.basicsr_run as run
+        import sr_bigbatch.hosts.basicsr.training.run as run
         original = run.Run.one
 
         def one(self, epoch, current, *arguments):
@@ -351,7 +351,7 @@ def test_a_folder_in_the_place_of_a_new_file_fails_the_save_and_harms_none(short
 
 def test_a_folder_that_cannot_be_written_ends_with_an_error(short, tmp_path):
     def spoil():
-        import sr_bigbatch.hosts.basicsr_run as run
+        import sr_bigbatch.hosts.basicsr.training.run as run
         original = run.Run.one
 
         def one(self, *arguments):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from sr_bigbatch.hosts.run_log import LOG_FILE, read_log
 from sr_bigbatch.options import load
+from sr_bigbatch.report.run_log import LOG_FILE, read_log
 from tests.conftest import ROOT, load_tool, run_train
 
 SAVED = ROOT / 'tests' / 'data' / 'saved_by_0_1_0'

@@ -6,8 +6,8 @@ import torch
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-import sr_bigbatch.hosts.mmengine_model  # noqa: F401  (registers the constructor)
-from sr_bigbatch.hosts.mmengine_optim import OverflowSafeOptimWrapper
+import sr_bigbatch.hosts.mmengine.model  # noqa: F401  (registers the constructor)
+from sr_bigbatch.hosts.mmengine.optim_wrapper import OverflowSafeOptimWrapper
 from sr_bigbatch.options import OptionError, load
 from tests.conftest import run_train
 

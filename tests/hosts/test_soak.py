@@ -16,7 +16,7 @@ _MB = 2**20
 
 def _trouble(folder, disturbed):
     """Have iterations fail as their number says, and write down what memory the process holds."""
-    import sr_bigbatch.hosts.basicsr_run as run
+    import sr_bigbatch.hosts.basicsr.training.run as run
     original = run.Run.one
 
     def one(self, epoch, iteration, batch, waited):

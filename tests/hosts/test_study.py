@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sr_bigbatch.hosts.study import Trial, final, fit, options_of, visible_gpus
 from sr_bigbatch.options import OptionError
+from sr_bigbatch.tasks.study import Trial, final, fit, options_of, visible_gpus
 from tests.conftest import load_tool
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
 
-from sr_bigbatch.hosts.basicsr_prepare import BUNDLED_VAL, bundled
+from sr_bigbatch.tasks.prepare import BUNDLED_VAL, bundled
 from tests.conftest import ROOT, load_tool
 
 

@@ -20,8 +20,8 @@ def config(data, tmp_path):
     """mmagic's configuration with small networks, our photographs, and no downloads."""
     from tests.mmagic.importable import import_mmagic
     config = Config.fromfile(Path(import_mmagic().__file__).parent / CONFIG)
-    config.custom_imports = dict(imports=['sr_bigbatch.hosts.mmagic_parts'])
-    importlib.import_module('sr_bigbatch.hosts.mmagic_parts')
+    config.custom_imports = dict(imports=['sr_bigbatch.hosts.mmengine.mmagic'])
+    importlib.import_module('sr_bigbatch.hosts.mmengine.mmagic')
     config.model.generator.update(type='CheckpointedRRDBNet', mid_channels=8, num_blocks=1, growth_channels=8, init_cfg=None)
     config.model.discriminator.update(type='GrowableVGGDiscriminator', mid_channels=8, input_size=64, norm='group')
     config.model.perceptual_loss = None  # its weights are a download
@@ -104,7 +104,7 @@ def test_one_update_is_the_undivided_one_where_mmagics_own_accumulation_is_not(c
 def test_the_generators_weights_are_mmagics_and_basicsrs():
     from tests.mmagic.importable import import_mmagic
     import_mmagic()
-    importlib.import_module('sr_bigbatch.hosts.mmagic_parts')
+    importlib.import_module('sr_bigbatch.hosts.mmengine.mmagic')
     from basicsr.archs.rrdbnet_arch import RRDBNet as BasicSRRRDBNet
     from mmagic.models.editors.esrgan.rrdb_net import RRDBNet
     theirs = RRDBNet(3, 3, 8, 2, 8)

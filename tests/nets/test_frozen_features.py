@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision.models import vgg19
 
-from sr_bigbatch.core.memory import saved_bytes
+from sr_bigbatch.memory.device import saved_bytes
 from sr_bigbatch.nets.frozen_features import lean
 
 

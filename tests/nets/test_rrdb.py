@@ -8,7 +8,7 @@ from basicsr.archs import build_network
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from torch import nn
 
-from sr_bigbatch.core.memory import saved_bytes
+from sr_bigbatch.memory.device import saved_bytes
 from sr_bigbatch.nets.dense_block import dense_block
 from sr_bigbatch.nets.rrdb import POLICIES, CheckpointedRRDBNet, ResidualDenseBlock
 from sr_bigbatch.nets.upsampling_tail import upsampling_tail

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sr_bigbatch.core.live_bytes import LiveBytes
+from sr_bigbatch.memory.live_bytes import LiveBytes
 from sr_bigbatch.nets.rrdb import CheckpointedRRDBNet
 from sr_bigbatch.nets.tail_in_strips import TailInStrips
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from basicsr.archs.discriminator_arch import VGGStyleDiscriminator
 
-from sr_bigbatch.core.memory import saved_bytes
+from sr_bigbatch.memory.device import saved_bytes
 from sr_bigbatch.nets.vgg_discriminator import NORMS, GrowableVGGDiscriminator
 
 

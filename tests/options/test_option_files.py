@@ -4,9 +4,9 @@ import copy
 import pytest
 import yaml
 
-from sr_bigbatch.hosts.basicsr_options import check
+from sr_bigbatch.hosts.basicsr.options.check import check
+from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA, reference
 from sr_bigbatch.options import OptionError, load
-from sr_bigbatch.options_schema import SCHEMA, reference
 from tests.conftest import ROOT, load_tool
 
 FILES = sorted((ROOT / 'options').glob('*.yml'))

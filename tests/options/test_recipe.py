@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from sr_bigbatch.options import load
-from sr_bigbatch.recipe import translate
+from sr_bigbatch.tasks.recipe import translate
 from tests.conftest import ROOT, load_tool
 
 

@@ -1,1 +1,0 @@
-"""The mathematics of the big batch: plain PyTorch, no host."""

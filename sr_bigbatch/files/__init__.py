@@ -1,0 +1,1 @@
+"""Saved files: written whole, read without trust."""

@@ -1,0 +1,1 @@
+"""Our models and what they save."""

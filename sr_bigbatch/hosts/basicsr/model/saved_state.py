@@ -1,0 +1,170 @@
+"""The files of a BasicSR training: written whole, never with broken weights, and the way back to the last good ones."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils import get_root_logger
+from torch import nn
+
+from sr_bigbatch.files import checkpoint_set
+from sr_bigbatch.files.storage import BadFile, load_tensors, save_atomically
+from sr_bigbatch.step.distributed import rank
+from sr_bigbatch.step.finite import flag, poisoned, read
+
+OURS = 'sr_bigbatch'  # our part of BasicSR's training state
+MOST_RESTORES = 3
+
+
+class GaveUp(RuntimeError):
+    """The training cannot go on; the message says why and what is left."""
+
+
+def networks(model: Any) -> dict[str, nn.Module]:
+    """The networks of a model by the names of their attributes."""
+    return {name: getattr(model, name) for name in ('net_g', 'net_g_ema', 'net_d') if hasattr(model, name)}
+
+
+def not_finite(model: Any) -> list[str]:
+    """What must not be saved: names of parameters, buffers and optimizer states that are not finite."""
+    found = [f'{label}.{name}' for label, net in networks(model).items() for name in poisoned(net)]
+    for index, optimizer in enumerate(model.optimizers):
+        moments = [entry for state in optimizer.state.values() for entry in state.values()
+                   if isinstance(entry, torch.Tensor) and entry.is_floating_point()]
+        if not all(read([flag(moment) for moment in moments])):  # Adam's `step` is on the CPU, its moments are not
+            found.append(f'optimizers[{index}]')
+    return found
+
+
+def our_state(model: Any) -> dict[str, Any]:
+    """What our models know beyond BasicSR's."""
+    return {'loss_scales': [wrapper.safe_update.loss_scale.state_dict() for wrapper in model.optim_wrappers],
+            'precision': model.step.recovery.precision.state_dict(), 'events': model.events.state_dict(),
+            'growths': list(model.growths), 'idle': list(model.idle),
+            'plan': model.step.recovery.plan.state_dict(),
+            'batch': None if model.batch_schedule is None else model.batch_schedule.size,
+            'noise': [wrapper.safe_update.noise.state_dict() for wrapper in model.optim_wrappers]}
+
+
+def load_our_state(model: Any, state: dict[str, Any]) -> None:
+    """Take over our part of a training state; a state of BasicSR's own models has none."""
+    ours = state.get(OURS)
+    if ours is None:
+        return
+    for wrapper, scale in zip(model.optim_wrappers, ours['loss_scales'], strict=True):
+        wrapper.safe_update.loss_scale.load_state_dict(scale)
+    for wrapper, noise in zip(model.optim_wrappers, ours.get('noise', ()), strict=False):
+        wrapper.safe_update.noise.load_state_dict(noise)
+    if model.batch_schedule is not None and ours.get('batch'):
+        model.batch_schedule.size = min(int(ours['batch']), model.batch_schedule.largest)
+    model.step.recovery.precision.load_state_dict(ours['precision'])
+    model.events.load_state_dict(ours['events'])
+    model.idle, model.saved_plan = list(ours.get('idle', ())), ours.get('plan')
+    if model.saved_plan and not model.stage_plans:  # with stages, when the first is entered
+        model.step.recovery.plan.load_state_dict(model.saved_plan)
+
+
+def _in_set(model: Any, place: Path) -> Path:
+    """Where to write a file of a set: it waits for the others, unless its folder is one that `seal` does not know."""
+    root = Path(model.opt['path']['experiments_root'])
+    return checkpoint_set.staged(place) if place.parent in (root / 'models', root / 'training_states') else place
+
+
+def save_networks(model: Any, label: str, iteration: int, nets: dict[str, nn.Module]) -> None:
+    """Write the weights of networks by their BasicSR keys (``params``, ``params_ema``); see :func:`one_set`."""
+    folder = Path(model.opt['path']['models'])
+    path = folder / f'{label}_latest.pth' if iteration == -1 else _in_set(model, folder / f'{label}_{iteration}.pth')
+    save_atomically({key: {name: tensor.cpu() for name, tensor in net.state_dict().items()}
+                     for key, net in nets.items()}, path)
+
+
+@contextmanager
+def one_set(model: Any, iteration: int) -> Iterator[None]:
+    """Seal what is saved within as the set of an iteration, then remove sets that need not be kept.
+
+    If that fails, nothing of it stays, and every set that was there is as it was. The ``latest`` networks (-1) are no set.
+
+    Raises:
+        OSError: if it could not be written. Old sets that cannot be removed are only told of.
+    """
+    root, settings = Path(model.opt['path']['experiments_root']), model.opt['logger']
+    if iteration == -1 or rank() != 0:
+        yield
+        return
+    try:
+        yield
+        checkpoint_set.seal(root, iteration, checkpoint_set.staged_files(root, iteration))
+    finally:
+        checkpoint_set.discard(root, iteration)
+    if settings.get('keep_last'):
+        best = {entry['iter'] for metrics in getattr(model, 'best_metric_results', {}).values()
+                for entry in metrics.values()}
+        failures = checkpoint_set.prune(root, iteration, int(settings['keep_last']),
+                                        best if settings.get('keep_best') else ())
+        if failures:
+            get_root_logger().warning(' '.join(failures))
+
+
+def weights_of(path: str, param_key: str | None) -> dict[str, torch.Tensor]:
+    """The weights of one network in a file of BasicSR's or of safetensors, as BasicSR chooses them.
+
+    Raises:
+        BadFile: if the file is torn, hostile, or holds no such weights.
+    """
+    content = load_tensors(Path(path))
+    if param_key is not None and param_key not in content and 'params' in content:
+        get_root_logger().info(f'{path} has no {param_key}; params are taken.')
+        param_key = 'params'
+    weights: Any = content if param_key is None else content.get(param_key)
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise BadFile(f'{path} holds no weights under the key {param_key!r} (path.param_key_g, path.param_key_d): it has '
+                      f'{", ".join(map(str, list(content)[:5]))}')
+    return {name.removeprefix('module.'): value for name, value in weights.items()}
+
+
+def save_training_state(model: Any, epoch: int, iteration: int) -> None:
+    """Write BasicSR's training state, and ours in it; see :func:`one_set`."""
+    state = {'epoch': epoch, 'iter': iteration, 'optimizers': [optimizer.state_dict() for optimizer in model.optimizers],
+             'schedulers': [scheduler.state_dict() for scheduler in model.schedulers], OURS: our_state(model)}
+    save_atomically(state, _in_set(model, Path(model.opt['path']['training_states']) / f'{iteration}.state'))
+
+
+def return_to_last_good(model: Any, reason: str) -> int:
+    """Give networks and optimizers back what they were at the newest save; the data go on.
+
+    Args:
+        model: one of our models.
+        reason: what is wrong with it now.
+
+    Returns:
+        The iteration of that save.
+
+    Raises:
+        GaveUp: if nothing was saved, or weights were restored too often.
+    """
+    model.restores += 1
+    folder = Path(model.opt['path']['training_states'])
+    root = folder.parent
+    saved = [iteration for iteration in reversed(checkpoint_set.iterations(root))
+             if checkpoint_set.fault(root, iteration) is None]
+    if not saved or model.restores > MOST_RESTORES:
+        why = ('nothing has been saved yet to return to' if not saved else
+               f'this has happened {model.restores} times; lower train.optim_g.lr and train.optim_d.lr, or clip gradients '
+               f'(train.optim_wrapper.clip_grad: {{max_norm: 1}}), and go on from {folder / str(saved[0])}.state')
+        raise GaveUp(f'{reason}: {why}')
+    models = Path(model.opt['path']['models'])
+    state = load_tensors(folder / f'{saved[0]}.state')
+    if any(len(optimizer.param_groups) != len(content['param_groups'])
+           for optimizer, content in zip(model.optimizers, state['optimizers'], strict=True)):
+        raise GaveUp(f'{reason}: the newest save, of iteration {saved[0]}, is from before the discriminator grew; go on '
+                     'from it with --auto_resume')
+    for label, net in networks(model).items():
+        file = models / f'{label.removesuffix("_ema")}_{saved[0]}.pth'
+        model.load_network(net, str(file), True, 'params_ema' if label == 'net_g_ema' else 'params')
+    for optimizer, content in zip(model.optimizers, state['optimizers'], strict=True):
+        optimizer.load_state_dict(content)
+    get_root_logger().warning(f'{reason}: networks and optimizers are again those of iteration {saved[0]}; the data go on.')
+    return saved[0]

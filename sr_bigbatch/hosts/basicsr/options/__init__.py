@@ -1,0 +1,1 @@
+"""Checks of the options before a training starts."""

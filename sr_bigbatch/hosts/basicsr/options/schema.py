@@ -1,0 +1,117 @@
+"""The option keys that this package adds to BasicSR's, as a JSON schema: what checks them, and what editors can use."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from sr_bigbatch.options import did_you_mean
+
+_COUNT = {'type': 'integer', 'minimum': 1}
+_SHARE = {'type': 'integer', 'minimum': 0}
+
+
+def _section(**properties: Any) -> dict[str, Any]:
+    return {'type': 'object', 'properties': properties}
+
+
+def _key(must_be: str, meaning: str, **schema: Any) -> dict[str, Any]:
+    return {'title': must_be, 'description': meaning, **schema}
+
+
+_STAGE: dict[str, Any] = {'type': 'object', 'required': ['gt_size'], 'properties': {
+    'gt_size': _COUNT, 'until': _COUNT, 'until_images': _COUNT, 'batch_size': _COUNT}}
+_HOOK: dict[str, Any] = {'type': 'object', 'required': ['type'], 'properties': {
+    'type': {'type': 'string'}, 'stages': {'type': 'array', 'items': _STAGE, 'minItems': 1},
+    'growth': {'enum': ['append', 'prepend']}, 'fade_iters': _SHARE, 'warmup_iters': _SHARE, 'lead': _SHARE,
+    'new_lr_factor': {'type': 'number', 'exclusiveMinimum': 0}, 'change_effective_batch': {'type': 'boolean'}}}
+
+SCHEMA: dict[str, Any] = {
+    '$schema': 'https://json-schema.org/draft/2020-12/schema',
+    'title': 'Options of sr_bigbatch, beside those of BasicSR',
+    **_section(
+        train=_section(
+            micro_batch_size=_key(
+                'a positive whole number, auto or one number per part', 'samples worked on at a time', anyOf=[
+                    _COUNT, {'const': 'auto'}, {'type': 'object', 'additionalProperties': False,
+                                                'required': ['generator', 'perceptual', 'discriminator'],
+                                                'properties': dict.fromkeys(('generator', 'perceptual', 'discriminator'),
+                                                                            _COUNT)}]),
+            memory_budget_gb=_key('a positive number', 'what auto may use, in GB', type=['number', 'null'],
+                                  exclusiveMinimum=0),
+            kept_graphs=_key('all or a number of micro-batches', 'micro-batches of the generator whose graph is kept',
+                             anyOf=[_SHARE, {'const': 'all'}]),
+            accumulation=_key('exact or plain', 'relativistic means over the batch or over micro-batches',
+                              enum=['exact', 'plain']),
+            relativistic_gan=_key('true or false', 'false is the plain GAN of SRGAN', type='boolean'),
+            batch_schedule=_key('a list of {batch_size, until}, or {start, by: noise_scale}',
+                                'an effective batch that grows during the run', type=['array', 'object', 'null']),
+            optim_wrapper=_key('a section', 'precision, loss scale and clipping', type='object', properties={
+                'type': {'type': 'string'},
+                'dtype': _key('float32, bfloat16 or float16', 'of autocast', enum=['float32', 'bfloat16', 'float16']),
+                'loss_scale': _key('dynamic, a positive number, or settings', 'of float16', anyOf=[
+                    {'const': 'dynamic'}, {'type': 'number', 'exclusiveMinimum': 0}, {'type': 'object'}]),
+                'clip_grad': _key('a section as {max_norm: 1}', 'gradient clipping', type=['object', 'null'])})),
+        network_g=_section(activation_memory=_key(
+            'lean, compact, minimal, auto, or a dict of features, blocks and tail', 'what the generator keeps', anyOf=[
+                {'enum': ['lean', 'compact', 'minimal', 'auto']}, {'type': 'object'}])),
+        datasets=_section(train=_section(on_bad_image=_key(
+            'fatal or skip', 'what is done about an image that cannot be read', enum=['fatal', 'skip']))),
+        logger=_section(
+            keep_last=_key('a positive number of saves', 'older saves are removed', type=['integer', 'null'], minimum=1),
+            keep_best=_key('true or false', 'saves with the best metrics stay, too', type='boolean')),
+        val=_section(val_at_start=_key('true or false', 'validate before the first iteration', type='boolean')),
+        custom_hooks=_key('a list of {type: ...}', 'mmengine hooks', type=['array', 'null'], items=_HOOK))}
+
+
+def schema_findings(opt: dict[str, Any]) -> Iterable[str]:
+    """A finding for each of our keys whose value cannot be meant."""
+    errors = Draft202012Validator(SCHEMA).iter_errors(opt)
+    for error in sorted(errors, key=lambda error: list(map(str, error.absolute_path))):
+        where = ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in error.absolute_path).lstrip('.')
+        yield f'{where} {_sentence(error)}'
+
+
+def _sentence(error: ValidationError) -> str:
+    schema: Any = error.schema
+    value: Any = error.instance
+    if error.validator == 'enum':
+        choices: Any = error.validator_value
+        return f'is {value!r}{did_you_mean(value, choices)}'
+    inner = [one.message for one in error.context or () if one.validator in ('required', 'additionalProperties')]
+    more = f' ({inner[0]})' if inner else ''
+    if 'title' in schema:
+        return f'must be {schema["title"]}, got {value!r}{more}'
+    return f': {error.message}'
+
+
+def reference() -> str:
+    """The keys as a Markdown page."""
+    lines = ['# Options', '', 'The keys that this package adds to those of BasicSR, made from its JSON schema '
+             '(`python tools/check.py --schema`). Everything else in an option file is BasicSR\'s.', '',
+             '| key | must be | meaning |', '|---|---|---|']
+    lines += [f'| `{name}` | {key["title"]} | {key["description"]} |' for name, key in _keys(SCHEMA, '')]
+    lines += ['', '## ProgressiveResolutionHook in `custom_hooks`', '', '| key | must be |', '|---|---|']
+    lines += [f'| `{name}` | {_in_words(key)} |' for name, key in _HOOK['properties'].items()]
+    return '\n'.join(lines) + '\n'
+
+
+def _keys(section: dict[str, Any], where: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    for name, key in section.get('properties', {}).items():
+        path = f'{where}.{name}' if where else name
+        if 'title' in key:
+            yield path, key
+        yield from _keys(key, path)
+
+
+def _in_words(key: dict[str, Any]) -> str:
+    if 'enum' in key:
+        return ' or '.join(f'`{choice}`' for choice in key['enum'])
+    if key.get('type') == 'array':
+        return f'a list of {{{", ".join(_STAGE["properties"])}}}'
+    low = key.get('minimum', key.get('exclusiveMinimum'))
+    bound = '' if low is None else f' {"at least" if "minimum" in key else "above"} {low}'
+    words = {'integer': 'a whole number', 'number': 'a number', 'boolean': 'true or false', 'string': 'a name'}
+    return words[key['type']] + bound

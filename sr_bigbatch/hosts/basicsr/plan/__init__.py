@@ -1,0 +1,1 @@
+"""How a BasicSR training cuts its batch."""

@@ -1,0 +1,1 @@
+"""A BasicSR training from its data to its pictures."""

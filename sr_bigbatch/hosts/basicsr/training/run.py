@@ -1,0 +1,123 @@
+"""One BasicSR training on its way: step, log, save, validate."""
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from basicsr.utils import MessageLogger, get_root_logger
+from tqdm import tqdm
+
+from sr_bigbatch.files.checkpoint_set import fault, newest_valid
+from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp
+from sr_bigbatch.hosts.basicsr.training.loader import seed_everything
+from sr_bigbatch.memory.device import peak_bytes
+from sr_bigbatch.report.run_log import LOG_FILE
+from sr_bigbatch.step.distributed import rank, world_size, worst
+
+_MOST_FAILED_SAVES = 3
+
+
+class Run:
+    """What is done in an iteration, with its counters.
+
+    Args:
+        opt: complete options.
+        model: of BasicSR or ours.
+        val_loaders: one for each validation set.
+        tb_logger: TensorBoard writer or None.
+        iteration: the last one that is already done.
+    """
+
+    def __init__(self, opt: dict[str, Any], model: Any, val_loaders: list[Any], tb_logger: Any, iteration: int) -> None:
+        self.opt, self.model, self.val_loaders, self.tb_logger = opt, model, val_loaders, tb_logger
+        self.messages = MessageLogger(opt, iteration, tb_logger)
+        self.messages.max_iters += 1  # BasicSR's ETA is one iteration short: below zero at the last one
+        self.bar = tqdm(total=opt['train']['total_iter'], initial=iteration, unit='it', dynamic_ncols=True,
+                        disable=rank() != 0 or not sys.stderr.isatty())
+        self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
+        self.log_file = Path(opt['path']['experiments_root']) / LOG_FILE
+        self.failed_saves = self.unreadable = 0
+        self.saved: int | None = None  # the iteration of the last save of this run
+
+    def one(self, epoch: int, iteration: int, batch: dict[str, Any], waited: float) -> None:
+        """Make one iteration and what is due after it."""
+        seed_everything(self.opt['manual_seed'] + iteration * world_size() + rank())  # a resumed run draws the same numbers
+        self.model.update_learning_rate(iteration, warmup_iter=self.opt['train'].get('warmup_iter', -1))
+        for names in filter(None, batch.pop('unreadable', ())):
+            get_root_logger().warning(f'Iteration {iteration}: cannot be read, the next image stands in: {names}')
+            self.unreadable += 1
+        self.model.feed_data(batch)
+        self.model.optimize_parameters(iteration)
+        for event in getattr(getattr(self.model, 'report', None), 'events', ()):
+            self._write({'iter': iteration, 'event': event.kind, 'part': event.part, 'text': event.text})
+        self.waited, self.count = self.waited + waited, self.count + 1
+        self.images += len(self.model.lq) * world_size()
+        self.bar.update()
+        settings, last = self.opt['logger'], iteration == self.opt['train']['total_iter']
+        if iteration % settings['print_freq'] == 0 or last:
+            self._log(epoch, iteration)
+        if iteration % settings['save_checkpoint_freq'] == 0:
+            get_root_logger().info('Saving models and training states.')
+            self.save(epoch, iteration)
+        val = self.opt.get('val')
+        if val and iteration % int(val['val_freq']) == 0 and not last:
+            self.validate(iteration)
+
+    def save(self, epoch: int, iteration: int, *, last: bool = False) -> None:
+        """Save, unless it has been done; if that fails, go on, unless it fails three times in a row or is the ``last`` save.
+
+        Raises:
+            GaveUp: if the training would be lost.
+        """
+        failure, root = '', Path(self.opt['path']['experiments_root'])
+        if iteration == self.saved and not worst(int(rank() == 0 and fault(root, iteration) is not None), self.model.device):
+            return
+        try:
+            self.model.save(epoch, iteration)
+        except OSError as error:
+            failure = str(error)
+            newest, _ = newest_valid(root)
+            left = f'the newest whole save is that of iteration {newest.stem}' if newest else 'no whole save is there'
+            get_root_logger().error(f'The save of iteration {iteration} has failed, {left}: {failure}')
+        if not worst(int(bool(failure)), self.model.device):
+            self.failed_saves, self.saved = 0, iteration
+            return
+        self.failed_saves += 1
+        if last or self.failed_saves >= _MOST_FAILED_SAVES:
+            raise GaveUp(f'saving has failed ({failure}). Make room or mend the folder, then --auto_resume')
+
+    def _log(self, epoch: int, iteration: int) -> None:
+        losses, rates = self.model.get_current_log(), self.model.get_current_learning_rate()
+        seconds = (time.perf_counter() - self.since) / self.count
+        speed = {'images_per_s': self.images / self.count / seconds, 'peak_gb': peak_bytes(self.model.device) / 1e9}
+        self.bar.set_postfix({'images/s': f'{speed["images_per_s"]:.1f}', 'lr': f'{rates[0]:.1e}',
+                              'peak GB': f'{speed["peak_gb"]:.1f}',
+                              **{name: f'{value:.3g}' for name, value in losses.items() if name.startswith('l_')}})
+        self.messages({'epoch': epoch, 'iter': iteration, 'lrs': rates, 'time': seconds,
+                       'data_time': self.waited / self.count, **losses, **speed})
+        shown = {'batch': len(self.model.lq) * world_size(), 'gt_size': self.model.gt.shape[-1],
+                 **({'n_unreadable': self.unreadable} if self.unreadable else {})}
+        self._write({'iter': iteration, 'epoch': epoch, 'lr': rates[0], **losses, **speed, **shown})
+        self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
+
+    def validate(self, iteration: int) -> None:
+        """Validate on every validation set and write down the metrics; a metric that fails does not end the training."""
+        val = self.opt.get('val') or {}
+        for loader in self.val_loaders if val else []:
+            before, name = time.perf_counter(), loader.dataset.opt['name']
+            try:
+                self.model.validation(loader, iteration, self.tb_logger, val.get('save_img', False))
+                metrics = getattr(self.model, 'metric_results', {})
+                self._write({'iter': iteration, 'val': name, **{key: float(value) for key, value in metrics.items()}})
+            except (ValueError, ArithmeticError) as error:  # such as NIQE's, of the flat image of an untrained network
+                get_root_logger().warning(f'Iteration {iteration}: the images of {name} could not be judged '
+                                          f'({type(error).__name__}: {error}); the training goes on.')
+            self.since += time.perf_counter() - before
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if rank() == 0:
+            with self.log_file.open('a', encoding='utf-8') as file:
+                file.write(json.dumps(record) + '\n')

@@ -1,0 +1,192 @@
+"""Runs a BasicSR training: BasicSR's loop with checks before it, a progress bar in it and pictures after it."""
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.models import build_model
+from basicsr.utils import (
+    check_resume,
+    get_env_info,
+    get_root_logger,
+    get_time_str,
+    init_tb_logger,
+    init_wandb_logger,
+    make_exp_dirs,
+    mkdir_and_rename,
+    set_random_seed,
+)
+from basicsr.utils.options import copy_opt_file, dict2str
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from sr_bigbatch.files.checkpoint_set import finish, newest_valid
+from sr_bigbatch.files.storage import load_tensors
+from sr_bigbatch.hosts.basicsr.model.growth import crop_sizes, stages_of
+from sr_bigbatch.hosts.basicsr.options.files import say_which_vgg
+from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, training_loader
+from sr_bigbatch.hosts.basicsr.training.pictures import draw_run
+from sr_bigbatch.hosts.basicsr.training.run import Run
+from sr_bigbatch.hosts.signals import StopRequest
+from sr_bigbatch.report.progress import draw_progress
+from sr_bigbatch.report.run_log import LOG_FILE, trim_log
+from sr_bigbatch.step.distributed import rank, world_size, worst
+
+
+def train(opt: dict[str, Any], option_file: str) -> int:
+    """Train with checked and completed options.
+
+    Args:
+        opt: see :func:`sr_bigbatch.hosts.basicsr.options.check.check` and ``complete``.
+        option_file: its path; a copy goes into the experiment's folder.
+
+    Returns:
+        The exit status: 0 finished; 128 and the number of a signal that ended it, after a save.
+
+    Raises:
+        GaveUp: if it cannot go on, or its last save could not be written.
+    """
+    _seed(opt)
+    torch.backends.cudnn.benchmark = True
+    resume_state, passed_over = _resume_state(opt)
+    tb_logger = _open_experiment(opt, option_file, fresh=resume_state is None)
+    logger = get_root_logger()
+    for line in passed_over:
+        logger.warning(line)
+    loader, order, val_loaders = _loaders(opt)
+    model = build_model(opt)
+    iteration = 0
+    if resume_state is not None:
+        model.resume_training(resume_state)
+        iteration = order.iteration = resume_state['iter']
+        if rank() == 0:
+            trim_log(Path(opt['path']['experiments_root']) / LOG_FILE, iteration)
+        logger.info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
+    run = Run(opt, model, val_loaders, tb_logger, iteration)
+    if iteration == 0 and (opt.get('val') or {}).get('val_at_start'):
+        run.validate(0)
+    started = time.time()
+    with logging_redirect_tqdm([logger]), run.bar, StopRequest() as stop:
+        batches = iter(loader) if iteration < opt['train']['total_iter'] else iter(())
+        for iteration in range(iteration + 1, opt['train']['total_iter'] + 1):  # noqa: B020
+            waiting = time.perf_counter()
+            batch = next(batches)
+            run.one((iteration - 1) // order.per_epoch, iteration, batch, time.perf_counter() - waiting)
+            number = worst(stop.signal, model.device)
+            if number:
+                logger.warning(f'{signal.Signals(number).name}: iteration {iteration} is finished; a save, then the end.')
+                run.save((iteration - 1) // order.per_epoch, iteration, last=True)
+                return 128 + number
+    logger.info(f'End of training after {time.time() - started:.0f} s. Save the latest model.')
+    run.save(-1, -1, last=True)
+    run.validate(iteration)
+    if tb_logger:
+        tb_logger.close()
+    if rank() == 0 and val_loaders:
+        _draw(opt, model, val_loaders[0])
+    return 0
+
+
+def _draw(opt: dict[str, Any], model: Any, val_loader: Any) -> None:
+    folder = Path(opt['path']['experiments_root'])
+    pictures = draw_run(model, val_loader, folder, opt['scale'])
+    if stages_of(opt):
+        pictures.append(draw_progress([folder], folder / 'progressive.png'))
+    for picture in pictures:
+        get_root_logger().info(f'Picture: {picture}')
+
+
+def _seed(opt: dict[str, Any]) -> None:
+    if opt.get('manual_seed') is None:
+        opt['manual_seed'] = random.randint(1, 10000)
+    set_random_seed(opt['manual_seed'] + opt['rank'])
+
+
+def start_processes(opt: dict[str, Any], launcher: str) -> None:
+    """Join the other processes of the run: nccl on GPUs, gloo on CPUs."""
+    opt['dist'] = launcher != 'none'
+    if opt['dist']:
+        if launcher == 'slurm':
+            from basicsr.utils.dist_util import init_dist
+            init_dist(launcher, **{key: value for key, value in opt.get('dist_params', {}).items() if key == 'port'})
+        else:
+            if opt['num_gpu'] > 0:
+                torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+            torch.distributed.init_process_group('nccl' if opt['num_gpu'] > 0 else 'gloo')
+    opt['rank'], opt['world_size'] = rank(), world_size()
+
+
+def _resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The training state to go on from, or None; and a line for each newer one that cannot be used."""
+    path, passed_over = opt['path'].get('resume_state'), list[str]()
+    if opt['auto_resume']:
+        root = Path(opt['path']['experiments_root'])
+        if rank() == 0:
+            finish(root)
+        if world_size() > 1:
+            torch.distributed.barrier()
+        found, passed_over = newest_valid(root)
+        path = path if found is None else str(found)
+    if path is None:
+        return None, passed_over
+    opt['path']['resume_state'] = path
+    state = load_tensors(Path(path))
+    check_resume(opt, state['iter'])
+    return state, passed_over
+
+
+def _open_experiment(opt: dict[str, Any], option_file: str, fresh: bool) -> Any:
+    """Make the folders and open the logs, where BasicSR has them; returns the TensorBoard writer or None."""
+    settings = opt['logger']
+    writes_tb = settings.setdefault('use_tb_logger', False) and not opt['name'].startswith('debug')
+    tb_folder = Path(opt['root_path']) / 'tb_logger' / opt['name']
+    if fresh:
+        _unless_just_archived(lambda: make_exp_dirs(opt))
+        if writes_tb and opt['rank'] == 0:
+            _unless_just_archived(lambda: mkdir_and_rename(str(tb_folder)))
+    if world_size() > 1:
+        torch.distributed.barrier()
+    copy_opt_file(option_file, opt['path']['experiments_root'])
+    log_file = Path(opt['path']['log']) / f'train_{opt["name"]}_{get_time_str()}.log'
+    logger = get_root_logger(log_level=logging.INFO, log_file=str(log_file))
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    say_which_vgg(opt)
+    if writes_tb and (settings.get('wandb') or {}).get('project') is not None:
+        init_wandb_logger(opt)
+    return init_tb_logger(log_dir=str(tb_folder)) if writes_tb else None
+
+
+def _unless_just_archived(make: Callable[[], None]) -> None:
+    """Make folders as BasicSR does, which renames old ones by the second: two runs may begin in the same one."""
+    while True:
+        try:
+            make()
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            time.sleep(1)
+
+
+def _loaders(opt: dict[str, Any]) -> tuple[Any, BatchOrder, list[Any]]:
+    train, val_loaders = opt['datasets']['train'], []
+    dataset, sizes = build_dataset(train), crop_sizes(opt)
+    order = BatchOrder(len(dataset), int(train['batch_size_per_gpu']), opt['manual_seed'],
+                       train.get('dataset_enlarge_ratio', 1), sizes)
+    loader = training_loader(dataset, train, order, pin_memory=opt['num_gpu'] > 0)
+    get_root_logger().info(f'{len(dataset)} training images, {order.per_epoch} iterations an epoch, '
+                           f'{math.ceil(opt["train"]["total_iter"] / order.per_epoch)} epochs.')
+    for phase, settings in opt['datasets'].items():
+        if phase != 'train':
+            val_loaders.append(build_dataloader(build_dataset(settings), settings, num_gpu=opt['num_gpu'], dist=opt['dist']))
+    return loader, order, val_loaders

@@ -1,0 +1,87 @@
+"""The losses of a host as one function of any number of samples."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sr_bigbatch.nets.frozen_features import lean
+from sr_bigbatch.step.precision import autocast, autocast_dtype, widen
+
+_LDL_WINDOW = 7  # as in BasicSR's RealESRGANModel
+
+
+class Float32Features(nn.Module):
+    """Runs a feature extractor under autocast and returns its features in float32, so that losses are taken in float32.
+
+    Args:
+        extractor: maps images to a dict of features; its VGG layers are made lean.
+
+    Attributes:
+        dtype: of autocast, or None.
+    """
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.dtype: torch.dtype | None = None
+        layers = getattr(extractor, 'vgg_net', None)
+        if isinstance(layers, nn.Sequential):
+            lean(layers)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of ``images`` (M, C, H, W) by layer name."""
+        with autocast(images.device, self.dtype):
+            features = self.extractor(images)
+        return {name: widen(feature) for name, feature in features.items()}
+
+
+@dataclass
+class HostLosses:
+    """The pixel, perceptual, style and artifact losses of a model of BasicSR or mmagic, in float32 or wider.
+
+    Only the features are computed under the autocast in which the losses are called.
+
+    Attributes:
+        prefix: of the logged names: ``l_g_`` in adversarial models, ``l_`` in others, as BasicSR has them.
+        pixel: ``(output, gt) -> scalar`` or None.
+        perceptual: ``(output, gt) -> (perceptual | None, style | None)`` or None.
+        artifact: locally discriminative learning (Liang et al. 2022, https://arxiv.org/abs/2203.09195), or None.
+        ema_output: images of the averaged generator for ``lq``; needed by ``artifact``.
+    """
+
+    prefix: str
+    pixel: nn.Module | None = None
+    perceptual: nn.Module | None = None
+    artifact: nn.Module | None = None
+    ema_output: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        perceptual: Any = self.perceptual
+        if perceptual is not None and not isinstance(perceptual.vgg, Float32Features):
+            perceptual.vgg = Float32Features(perceptual.vgg)
+
+    def __call__(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
+        """Losses of ``output`` (M, C, H, W) by their logged names."""
+        perceptual: Any = self.perceptual
+        if perceptual is not None:
+            perceptual.vgg.dtype = autocast_dtype(output.device)
+        with autocast(output.device, None):
+            return self._losses(output, gt, lq)
+
+    def _losses(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
+        losses: dict[str, Tensor | None] = {}
+        if self.pixel is not None:
+            losses['pix'] = self.pixel(output, gt)
+        if self.artifact is not None and self.ema_output is not None:
+            with torch.no_grad():
+                averaged = widen(self.ema_output(lq))
+            from basicsr.losses.loss_util import get_refined_artifact_map  # not installed beside every mmagic
+            weight = get_refined_artifact_map(gt, output, averaged, _LDL_WINDOW)
+            losses['ldl'] = self.artifact(weight * output, weight * gt)
+        if self.perceptual is not None:
+            losses['percep'], losses['style'] = self.perceptual(output, gt)
+        return {self.prefix + name: loss for name, loss in losses.items() if loss is not None}

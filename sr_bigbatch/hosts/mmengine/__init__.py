@@ -1,0 +1,1 @@
+"""Everything that mmengine and mmagic see."""

@@ -1,0 +1,1 @@
+"""Crops, discriminators and batches that grow during a run."""

@@ -1,0 +1,42 @@
+"""The log of a training: a JSON record a line, for programs."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sr_bigbatch.files.storage import write_atomically
+from sr_bigbatch.step.noise_scale import verdict
+
+LOG_FILE = 'train_log.jsonl'
+
+
+def read_log(log_file: Path) -> list[dict[str, Any]]:
+    """The records of a log; without a last line that is still being written, or was cut off by whatever ended the run."""
+    records = []
+    for line in log_file.read_text(encoding='utf-8', errors='replace').splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and 'iter' in record:
+            records.append(record)
+    return records
+
+
+def trim_log(log_file: Path, iteration: int) -> None:
+    """Leave in the log what came up to an iteration: a resumed run writes the rest again."""
+    if log_file.is_file():
+        kept = [json.dumps(record) + '\n' for record in read_log(log_file) if record['iter'] <= iteration]
+        write_atomically(lambda file: file.write(''.join(kept).encode()), log_file)
+
+
+def noise_verdicts(log_file: Path) -> list[str]:
+    """Whether the batch of a logged run was too small, enough or wasteful: a sentence for each network."""
+    if not log_file.is_file():
+        return [f'there is no {log_file}']
+    records, found = read_log(log_file), []
+    for key, network in (('noise_scale_g', 'generator'), ('noise_scale_d', 'discriminator')):
+        told = [record for record in records if key in record]
+        found += [verdict(network, told[-1][key], int(told[-1]['batch']))] if told else []
+    return found or ['The log tells no gradient noise: it is known after 50 updates of a batch that is cut into parts.']

@@ -1,0 +1,84 @@
+"""A batch on its way through a step.
+
+Shapes: B effective batch of this process, M micro-batch, lq (B, C, h, w), gt and generated images (B, C, H, W), logits
+(M, ...).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sr_bigbatch.step.distributed import sum_in_place, world_size
+from sr_bigbatch.step.gan_loss import Grades
+from sr_bigbatch.step.replay import RngState
+from sr_bigbatch.step.sample_losses import LossSums
+from sr_bigbatch.step.update import Verdict
+
+
+@dataclass
+class Draft:
+    """One micro-batch of generated images; ``graph`` is None where the forward pass will be replayed."""
+
+    samples: slice
+    rng: RngState
+    graph: Tensor | None
+
+
+@dataclass
+class Judged:
+    """One micro-batch seen by the discriminator; the graphs are None where the forward passes will be replayed."""
+
+    samples: slice
+    rng: RngState
+    real: Tensor
+    fake: Tensor
+    graphs: tuple[Tensor, Tensor, Tensor] | None = None  # real logits, generated images (leaf), their logits
+
+
+@dataclass
+class Batch:
+    """A batch and everything that a step finds out about it. ``lq`` and ``gt`` stay where they are, on any device."""
+
+    lq: Tensor
+    gt: Tensor
+    device: torch.device
+    fake: Tensor = field(init=False)
+    drafts: list[Draft] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+    grades: Grades = field(init=False)
+    sums: LossSums = field(default_factory=LossSums)
+    image_gradient: Tensor = field(init=False)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.fake = torch.empty(self.gt.shape, dtype=self.gt.dtype, device=self.device)
+
+    def __len__(self) -> int:
+        return int(self.gt.shape[0])
+
+    @property
+    def everything(self) -> slice:
+        """The slice of all samples."""
+        return slice(0, len(self))
+
+    def lq_at(self, samples: slice) -> Tensor:
+        """Low-resolution images on the device of the networks."""
+        return self.lq[samples].to(self.device, non_blocking=True)
+
+    def gt_at(self, samples: slice) -> Tensor:
+        """Ground truth on the device of the networks."""
+        return self.gt[samples].to(self.device, non_blocking=True)
+
+    def losses(self, update_g: bool) -> dict[str, Tensor]:
+        """All losses and mean logits of the whole batch of all processes; those of G only if it was its turn."""
+        losses = dict(self.sums.values)
+        if update_g:
+            losses['l_g_gan'] = self.grades.g_loss
+        losses['l_d_real'], losses['l_d_fake'] = self.grades.d_real_loss, self.grades.d_fake_loss
+        for name, kind in (('out_d_real', 'real'), ('out_d_fake', 'fake')):
+            mean = torch.cat([getattr(part, kind) for part in self.judged]).mean() / world_size()
+            sum_in_place([mean])
+            losses[name] = mean
+        return losses

@@ -1,0 +1,211 @@
+"""A study of the batch size: the same training at several effective batches and seeds, and what its logs say."""
+from __future__ import annotations
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from sr_bigbatch.hosts.basicsr.options.files import vgg_findings
+from sr_bigbatch.options import OptionError
+from sr_bigbatch.report.run_log import LOG_FILE, read_log
+from sr_bigbatch.tasks.recipe import translate
+
+AXES = ('images', 'iterations')
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study.
+
+    Attributes:
+        batch: effective batch, in images.
+        seed: of data order and weights.
+        folder: of its experiment.
+    """
+
+    batch: int
+    seed: int
+    folder: Path
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """Its log, once it has ended; ``d_gap``: the mean logit of real images less that of generated ones."""
+        file = self.folder / LOG_FILE
+        lines = read_log(file) if file.is_file() else []
+        for line in lines:
+            if 'out_d_real' in line:
+                line['d_gap'] = line['out_d_real'] - line['out_d_fake']
+        return lines
+
+
+def options_of(opt: dict[str, Any], batch: int, seed: int, axis: str, lr_rule: str, root: Path) -> dict[str, Any]:
+    """The options of one training: those of ``opt`` at another batch and seed.
+
+    Args:
+        opt: the base, whose batch and iterations say how many images (or iterations) each training gets.
+        batch: effective batch, in images.
+        seed: of data order and weights.
+        axis: ``images``: each training sees as many images; ``iterations``: each makes as many updates.
+        lr_rule: of :data:`sr_bigbatch.recipe.LR_RULES`; for ``images``.
+        root: folder of the study.
+
+    Raises:
+        OptionError: if the options have no held-out photographs, or cannot be translated.
+    """
+    if axis == 'images':
+        opt = yaml.safe_load(translate(opt, batch, lr_rule))
+    else:
+        opt = copy.deepcopy(opt)
+        opt['datasets']['train']['batch_size_per_gpu'] = batch
+    opt['name'], opt['manual_seed'] = f'batch{batch}_seed{seed}', seed
+    opt['path']['experiments_root'] = str(root)
+    opt['logger']['use_tb_logger'] = False
+    _measure(opt)
+    return opt
+
+
+def _measure(opt: dict[str, Any]) -> None:
+    """Add PSNR, SSIM and, if the weights of its network are there, the perceptual distance to the metrics."""
+    if not opt.get('val') or 'val' not in opt['datasets']:
+        raise OptionError(['val and datasets.val are needed: a study compares held-out photographs'])
+    wanted: dict[str, dict[str, Any]] = {'psnr': {'type': 'calculate_psnr'}, 'ssim': {'type': 'calculate_ssim'}}
+    distance = {'type': 'calculate_perceptual_distance', 'better': 'lower'}
+    if not list(vgg_findings({'train': {}, 'val': {'metrics': {'perceptual': distance}}})):
+        wanted['perceptual'] = distance
+    metrics = opt['val'].setdefault('metrics', {})
+    for name, settings in wanted.items():
+        if settings['type'] not in [metric.get('type') for metric in metrics.values() if isinstance(metric, dict)]:
+            metrics[name] = {**settings, 'crop_border': opt['scale']}
+
+
+def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], axis: str, lr_rule: str, root: Path,
+            train: Path, jobs: int) -> list[Trial]:
+    """Train all; those that are finished are left alone and those that were stopped go on.
+
+    Args:
+        opt: the base.
+        batches: effective batches, in images.
+        seeds: one training for each, at each batch.
+        axis: see :func:`options_of`.
+        lr_rule: likewise.
+        root: folder of the study.
+        train: ``tools/train.py``.
+        jobs: trainings at a time. Each has a GPU of its own, as far as there are so many.
+
+    Raises:
+        RuntimeError: if a training fails; its message is what it said last. Others that have begun are finished first.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    failed = Event()
+    gpus: SimpleQueue[str | None] = SimpleQueue()
+    visible = visible_gpus() if jobs > 1 else []
+    for job in range(jobs):
+        gpus.put(visible[job % len(visible)] if visible else None)
+
+    def run(batch: int, seed: int) -> Trial:
+        """One training, unless it is finished already or another has failed."""
+        options = options_of(opt, batch, seed, axis, lr_rule, root)
+        file = root / f'{options["name"]}.yml'
+        file.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
+        trial = Trial(batch, seed, root / options['name'])
+        if failed.is_set() or (trial.folder / 'models' / 'net_g_latest.pth').is_file():
+            return trial
+        gpu = gpus.get()
+        try:
+            _train(train, file, gpu)
+        except RuntimeError:
+            failed.set()
+            raise
+        finally:
+            gpus.put(gpu)
+        return trial
+
+    with ThreadPoolExecutor(jobs) as pool:
+        begun = [pool.submit(run, batch, seed) for seed in seeds for batch in batches]
+        for done in tqdm(as_completed(begun), total=len(begun), unit='training'):
+            done.result()
+    return [training.result() for training in begun]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get('CUDA_VISIBLE_DEVICES')
+    return [str(number) for number in range(torch.cuda.device_count())] if named is None else [
+        name for name in named.split(',') if name]
+
+
+def _train(train: Path, file: Path, gpu: str | None) -> None:
+    environment = os.environ if gpu is None else {**os.environ, 'CUDA_VISIBLE_DEVICES': gpu}
+    done = subprocess.run([sys.executable, '-W', 'ignore', str(train), '-opt', str(file), '--auto_resume'],
+                          capture_output=True, text=True, check=False, env=environment)
+    if done.returncode > 128:
+        raise RuntimeError(f'{file} was stopped by a signal; the same command goes on from its last save')
+    if done.returncode:
+        raise RuntimeError(f'{file} ended with status {done.returncode}: {done.stderr[-1500:]}')
+
+
+def metrics_of(trials: Sequence[Trial]) -> list[str]:
+    """The names of what was measured on the validation sets, in every training."""
+    measured = [dict.fromkeys(name for record in trial.records if 'val' in record for name in record) for trial in trials]
+    return [name for name in measured[0] if name not in ('iter', 'val') and all(name in names for names in measured)]
+
+
+def final(trial: Trial, metric: str) -> float:
+    """A metric at the end of a training."""
+    return float([record[metric] for record in trial.records if metric in record][-1])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Final quality against the logarithm of the batch.
+
+    Attributes:
+        slope: per doubling of the batch.
+        error: its standard error; NaN if there are too few trainings.
+        offset: at batch 1.
+        count: of trainings.
+    """
+
+    slope: float
+    error: float
+    offset: float
+    count: int
+
+    def sentence(self, metric: str, *, lower: bool) -> str:
+        """What the data support; ``lower`` says that less of the metric is better."""
+        if math.isnan(self.error):
+            return f'{metric}: {self.slope:+.3g} per doubling of the batch; too few trainings to know how sure that is.'
+        low, high = self.slope - 2 * self.error, self.slope + 2 * self.error
+        claim = ('no difference between batch sizes is supported' if low <= 0 <= high else
+                 f'a larger batch {"raises" if self.slope > 0 else "lowers"} it, which is '
+                 f'{"worse" if lower == (self.slope > 0) else "better"}')
+        return (f'{metric}: {self.slope:+.3g} per doubling of the batch, two standard errors {low:+.3g} .. {high:+.3g}, '
+                f'from {self.count} trainings: {claim}.')
+
+
+def fit(trials: Sequence[Trial], metric: str) -> Fit:
+    """Least squares of a final metric against log2 of the batch."""
+    x = np.log2([trial.batch for trial in trials])
+    y = np.array([final(trial, metric) for trial in trials])
+    centred = x - x.mean()
+    spread = float((centred**2).sum())
+    slope = float((centred * y).sum() / spread) if spread else 0.0
+    residual = y - y.mean() - slope * centred
+    freedom = len(y) - 2
+    error = math.sqrt(float((residual**2).sum()) / freedom / spread) if freedom > 0 and spread else math.nan
+    return Fit(slope, error, float(y.mean() - slope * x.mean()), len(y))

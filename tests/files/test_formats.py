@@ -1,0 +1,67 @@
+import pickle
+
+import pytest
+import torch
+from mmengine.logging.history_buffer import HistoryBuffer
+
+from sr_bigbatch.files.formats import FORMATS, converted, format_of
+from sr_bigbatch.nets.rrdb import CheckpointedRRDBNet
+from tests.conftest import load_tool
+
+
+def _saved():
+    nets = [CheckpointedRRDBNet(3, 3, 4, 8, 1, 4) for _ in range(2)]
+    return {key: net.state_dict() for key, net in zip(('params', 'params_ema'), nets, strict=True)}
+
+
+@pytest.mark.parametrize('kind', FORMATS)
+def test_there_and_back_nothing_is_lost(kind):
+    saved = _saved()
+    there = converted(saved, kind)
+    assert format_of(there) == kind
+    back = converted(there, 'basicsr')
+    assert list(back) == list(saved)
+    for key, network in saved.items():
+        assert list(back[key]) == list(network)
+        assert all(torch.equal(back[key][name], tensor) for name, tensor in network.items())
+
+
+def _convert(monkeypatch, *arguments):
+    monkeypatch.setattr('sys.argv', ['convert.py', *map(str, arguments)])
+    return load_tool('convert').main()
+
+
+def test_the_tool_writes_a_file_that_the_other_side_loads(tmp_path, monkeypatch):
+    saved = _saved()
+    torch.save(saved, tmp_path / 'net_g.pth')
+    assert _convert(monkeypatch, tmp_path / 'net_g.pth', tmp_path / 'mmagic.pth', '--to', 'mmagic') == 0
+    names = torch.load(tmp_path / 'mmagic.pth', weights_only=True)['state_dict']
+    assert torch.equal(names['generator.conv_first.weight'], saved['params']['conv_first.weight'])
+
+
+def test_safetensors_there_and_back(tmp_path, monkeypatch):
+    saved = _saved()
+    torch.save(saved, tmp_path / 'net_g.pth')
+    assert _convert(monkeypatch, tmp_path / 'net_g.pth', tmp_path / 'net_g.safetensors', '--to', 'safetensors') == 0
+    assert _convert(monkeypatch, tmp_path / 'net_g.safetensors', tmp_path / 'again.pth', '--to', 'basicsr') == 0
+    again = torch.load(tmp_path / 'again.pth', weights_only=True)['params']
+    assert all(torch.equal(again[name], value) for name, value in saved['params_ema'].items())
+
+
+class _Hostile:
+    """Asks for an attribute of a module, as mmengine's own checkpoints ask for methods of their log histories."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, 'mean.__globals__')
+
+
+@pytest.mark.parametrize('content', ['nothing', {'weights': 1}, _Hostile()])
+def test_other_files_are_refused(tmp_path, monkeypatch, capsys, content):
+    path = tmp_path / 'file.pth'
+    if content == 'nothing':
+        path.write_bytes(b'nothing')
+    else:
+        with path.open('wb') as file:
+            torch.save(content, file) if isinstance(content, dict) else pickle.dump(content, file, protocol=2)
+    assert _convert(monkeypatch, path, tmp_path / 'out.pth', '--to', 'mmengine') == 2
+    assert str(path) in capsys.readouterr().err and not (tmp_path / 'out.pth').exists()

@@ -1,0 +1,191 @@
+"""Memory that runs out in mid-step costs time and nothing else."""
+import copy
+import gc
+import random
+import weakref
+
+import pytest
+import torch
+
+from sr_bigbatch.step.adversarial_step import AdversarialStep
+from sr_bigbatch.step.elastic_plan import ElasticPlan
+from sr_bigbatch.step.out_of_memory import OutOfMemory, is_out_of_memory
+from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
+from sr_bigbatch.step.supervised_step import SupervisedStep
+from sr_bigbatch.step.update import SafeUpdate, Verdict
+from tests.reference import make_case, pixel_loss
+
+FORMS = [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'),
+         RuntimeError('CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 7.79 GiB total capacity)'),
+         RuntimeError('CUDA error: out of memory'),
+         RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
+         RuntimeError('FIND was unable to find an engine to execute this computation'),
+         RuntimeError('cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear '),
+         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")]
+
+
+class Faults:
+    """Raises at chosen ones of the moments at which the parts of a step do something."""
+
+    def __init__(self, step, at=(), form=None):
+        self.moments, self.at, self.form = 0, set(at), form
+        for net in (step.net_g, getattr(step, 'net_d', None)):
+            if net is not None:
+                net.register_forward_pre_hook(lambda *_: self.moment())
+                net.register_forward_hook(lambda *_: self.moment())
+                for parameter in random.sample(list(net.parameters()), 3):
+                    parameter.register_hook(lambda gradient: self.moment())
+        losses, reserve = step.losses, step.update_g.reserve
+        step.losses = lambda *images: (self.moment(), losses(*images))[1]
+        step.update_g.reserve = lambda: (self.moment(), reserve())[1]
+
+    def moment(self):
+        self.moments += 1
+        if self.moments - 1 in self.at:
+            raise copy.copy(self.form)
+
+
+def _step(case, plan):
+    net_g, net_d, optimizers = case._copies()
+    optimizers = [torch.optim.Adam(net.parameters(), 1e-3) for net in (net_g, net_d)]
+    updates = [SafeUpdate(optimizer) for optimizer in optimizers]
+    return AdversarialStep(net_g, net_d, *updates, pixel_loss, case.gan_loss, plan)
+
+
+def _state(step):
+    nets = [step.net_g, step.net_d] if hasattr(step, 'net_d') else [step.net_g]
+    return [tensor.clone() for net in nets for tensor in net.state_dict().values()]
+
+
+def _equal(step, other):
+    return all(torch.equal(a, b) for a, b in zip(_state(step), _state(other), strict=True))
+
+
+@pytest.mark.parametrize('trial', range(100))
+def test_the_update_is_that_of_an_undisturbed_step(trial):
+    random.seed(trial)
+    discriminator = random.choice(['none', 'group', 'spectral', 'batch', 'unet'])
+    case = make_case(discriminator, 'vanilla', True, 5, torch.float64, trial)
+    sizes = MicroBatchSizes(random.choice([2, 3, 5]), random.choice([2, 4]), 5 if discriminator == 'batch' else 3)
+    plan = StepPlan(sizes, kept_graphs=random.choice([0, 1, 5]))
+    counting = _step(case, plan)
+    faults = Faults(counting)
+    counting(case.lq, case.gt)
+    at = random.sample(range(faults.moments), 1 if discriminator == 'batch' else random.choice([1, 1, 2]))
+    disturbed = _step(case, plan)
+    before = torch.get_rng_state()
+    Faults(disturbed, at, random.choice(FORMS))
+    report = disturbed(case.lq, case.gt)
+    torch.set_rng_state(before)
+    undisturbed = _step(case, disturbed.recovery.plan.now)
+    undisturbed(case.lq, case.gt)
+    assert _equal(disturbed, undisturbed)
+    assert report.verdicts == {'g': Verdict.COMMITTED, 'd': Verdict.COMMITTED}
+    assert [event.kind for event in report.events] == ['out of memory'] * len(report.events) and report.events
+    assert disturbed.recovery.plan.now != plan or discriminator == 'batch'  # which must see the whole batch
+    assert disturbed.recovery.plan.wanted == plan
+
+
+@pytest.mark.parametrize('trial', range(10))
+def test_the_same_without_discriminator(trial):
+    case = make_case(seed=trial)
+    plan = StepPlan(MicroBatchSizes(4, 4, 4))
+
+    def make(plan):
+        net = copy.deepcopy(case.net_g)
+        return SupervisedStep(net, SafeUpdate(torch.optim.Adam(net.parameters())), pixel_loss, plan)
+
+    random.seed(trial)
+    disturbed = make(plan)
+    Faults(disturbed, [trial], FORMS[trial % len(FORMS)])
+    disturbed(case.lq, case.gt)
+    undisturbed = make(disturbed.recovery.plan.now)
+    undisturbed(case.lq, case.gt)
+    assert _equal(disturbed, undisturbed)
+    assert disturbed.recovery.plan.now.micro.generator == 2
+
+
+def test_other_errors_are_not_swallowed():
+    for error in (RuntimeError('pinned memory could not be freed'), ValueError('CUDA out of memory'),
+                  RuntimeError('shape mismatch')):
+        assert not is_out_of_memory(error)
+    case = make_case()
+    step = _step(case, StepPlan(MicroBatchSizes(2, 2, 2)))
+    before = _state(step)
+    Faults(step, [5], RuntimeError('pinned memory could not be freed'))
+    with pytest.raises(RuntimeError, match='pinned'):
+        step(case.lq, case.gt)
+    assert all(torch.equal(a, b) for a, b in zip(before, _state(step), strict=True))
+
+
+@pytest.mark.parametrize(('discriminator', 'sizes', 'reason'), [('group', (1, 1, 1), 'it is 1'),
+                                                               ('batch', (1, 1, 5), 'must see the whole batch')])
+def test_where_nothing_can_be_made_smaller_it_says_so_and_nothing_has_changed(discriminator, sizes, reason):
+    case = make_case(discriminator)
+    step = _step(case, StepPlan(MicroBatchSizes(*sizes)))
+    step.net_d.register_forward_hook(lambda *_: (_ for _ in ()).throw(copy.copy(FORMS[0])))
+    before = _state(step)
+    with pytest.raises(OutOfMemory, match=f'{reason}.*tools/plan.py'):
+        step(case.lq, case.gt)
+    running = [(a, b) for a, b in zip(before, _state(step), strict=True) if a.is_floating_point()]
+    assert all(torch.equal(a, b) for a, b in running)
+
+
+def test_activations_are_dead_before_the_second_attempt():
+    case = make_case()
+    step, alive, seen = _step(case, StepPlan(MicroBatchSizes(5, 5, 5), kept_graphs=5)), [], []
+
+    def watch(net, inputs, output):
+        seen.append([reference() is not None for reference in alive])
+        alive.append(weakref.ref(output))
+        if len(alive) == 1:
+            raise copy.copy(FORMS[0])
+
+    step.net_g.register_forward_hook(watch)
+    gc.disable()  # what dies has to die by reference counting, or in `release`
+    try:
+        step(case.lq, case.gt)
+    finally:
+        gc.enable()
+    assert seen[1] == [False]
+
+
+def test_the_plan_grows_back_after_a_quiet_time_and_waits_longer_if_that_fails():
+    wanted = StepPlan(MicroBatchSizes(8, 4, 4), kept_graphs=3)
+    plan = ElasticPlan(wanted, quiet=3)
+    for _ in range(3):
+        plan.shrink('generator')
+    plan.shrink('generator')
+    assert plan.now == StepPlan(MicroBatchSizes(1, 4, 4), kept_graphs=0)
+    sizes = []
+    for _ in range(12):
+        plan.calm()
+        sizes.append((plan.now.micro.generator, plan.now.kept_graphs))
+    assert sizes == [(1, 0)] * 2 + [(2, 0)] * 3 + [(4, 0)] * 3 + [(8, 0)] * 3 + [(8, 3)]
+    assert plan.now == wanted and plan.calm() is None
+    plan.shrink('generator')
+    assert plan.quiet == 6 and plan.now.micro.generator == 4
+
+
+def test_moments_are_allocated_before_the_first_step_and_change_nothing():
+    for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam):
+        nets = [torch.nn.Linear(3, 2) for _ in range(2)]
+        nets[1].load_state_dict(nets[0].state_dict())
+        updates = [SafeUpdate(kind(net.parameters(), lr=0.1, weight_decay=0.1)) for net in nets]
+        updates[0].allocate()
+        assert all(entry.abs().sum() == 0 or name == 'mu_product' for state in updates[0].optimizer.state.values()
+                   for name, entry in state.items()) and updates[0].optimizer.state
+        for _ in range(3):
+            for net, update in zip(nets, updates, strict=True):
+                net(torch.ones(1, 3)).square().sum().backward()
+                update.commit()
+        assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+
+
+def test_memory_that_runs_out_while_weights_change_ends_the_run():
+    net = torch.nn.Linear(3, 1)
+    update = SafeUpdate(torch.optim.Adam(net.parameters()))
+    update.optimizer.register_step_pre_hook(lambda *_: (_ for _ in ()).throw(copy.copy(FORMS[0])))
+    net(torch.ones(1, 3)).sum().backward()
+    with pytest.raises(OutOfMemory, match='--auto_resume'):
+        update.commit()
