@@ -35,7 +35,7 @@ $(VENV)/ready: constraints.txt requirements.txt setup.py
 	$(PIP) --no-deps torchvision mmengine
 	$(PIP) --no-deps --no-build-isolation basicsr
 	$(PIP) -r requirements.txt pytest pytest-xdist hypothesis ruff mypy types-PyYAML types-jsonschema mkdocs-material \
-	  onnx onnxscript onnxruntime einops
+	  onnx onnxscript onnxruntime einops lightning accelerate 'mkdocstrings[python]'
 	$(PIP) --no-deps spandrel
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@

@@ -90,7 +90,7 @@ def override(options: dict[str, Any], entries: Iterable[str]) -> None:
     """Apply ``--force_yml`` entries such as ``train:ema_decay=0.999`` in place; values are YAML.
 
     Raises:
-        OptionError: for an entry of another form, or a path through something that is no mapping.
+        OptionError: for an entry of another form, or a path through something that is not a mapping.
     """
     for entry in entries:
         path, separator, value = entry.partition('=')
@@ -150,5 +150,5 @@ def unknown_keys(section: dict[str, Any], known: Iterable[str], where: str, else
         if key not in known:
             path = f'{where}.{key}' if where else str(key)
             hint = f'; it belongs into the section {elsewhere[key]}' if key in elsewhere else did_you_mean(key, known)
-            findings.append(f'{path} is no known option{hint}')
+            findings.append(f'{path} is not a known option{hint}')
     return findings

@@ -5,11 +5,12 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
 from basicsr.archs.rrdbnet_arch import RRDBNet
-from basicsr.losses.gan_loss import GANLoss
+from basicsr.losses.gan_loss import GANLoss  # also for the tests of the step, which import no host themselves
 from basicsr.models.esrgan_model import ESRGANModel
 from basicsr.models.srgan_model import SRGANModel
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ class Case:
         """Our update, cut into micro-batches."""
         net_g, net_d, (optimizer_g, optimizer_d) = self._copies()
         step = AdversarialStep(net_g, net_d, SafeUpdate(optimizer_g), SafeUpdate(optimizer_d), losses or pixel_loss,
-                               self.gan_loss, StepPlan(MicroBatchSizes(*micro), kept_graphs, exact), self.relativistic)
+                               self.gan_loss, plan=StepPlan(MicroBatchSizes(*micro), kept_graphs, exact),
+                               relativistic=self.relativistic)
         return net_g, net_d, step(self.lq, self.gt)
 
     def _copies(self):
@@ -96,6 +98,13 @@ def _spread(net_d: nn.Module, fake: Tensor, real: Tensor) -> None:
         spread = torch.stack([judge(fake).std(), judge(real).std()]).min() if len(real) > 1 else judge(real).abs().max()
         last.weight.mul_(3 / spread)
         last.bias.sub_(copy.deepcopy(net_d)(real).mean())
+
+
+def checked(step: Any, lq: Tensor, gt: Tensor) -> Any:
+    """``step``, checked once and for all: faults that a test injects from now on meet the work of the step alone."""
+    step.check(lq, gt)
+    step.verify_every, step._check.is_due = None, lambda *_: False
+    return step
 
 
 def difference(update: nn.Module, reference: nn.Module, start: nn.Module) -> float:

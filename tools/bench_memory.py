@@ -27,9 +27,10 @@ def main() -> int:
     parser.add_argument('--samples', type=int, default=2, help='samples of a timed pass')
     parser.add_argument('--rounds', type=int, default=5, help='timed passes of each candidate; they take turns')
     parser.add_argument('--picture', type=Path, help='draw the bytes into this PNG')
+    parser.add_argument('--only', default='', metavar='POLICY', help='BasicSR and this memory policy')
     args = parser.parse_args()
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    nets = {name: net.to(device) for name, net in generators(args.blocks).items()}
+    nets = {name: net.to(device) for name, net in generators(args.blocks).items() if name == 'BasicSR' or args.only in name}
     low, kept = args.gt_size // 4, {}
     print(f'{device.type}, torch {torch.__version__}, {args.blocks} blocks, {args.gt_size} px, forward and backward of '
           f'{args.samples} samples, best of {args.rounds} rounds')

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 import sr_bigbatch  # noqa: F401  (registers the components)
+from sr_bigbatch.hosts.basicsr.outside_training import random_vgg
 from sr_bigbatch.options import load
-from sr_bigbatch.tasks.bench import contenders, images_per_second, random_vgg, rows
+from sr_bigbatch.tasks.bench import BASELINE, contenders, images_per_second, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,11 +26,13 @@ def main() -> int:
     parser.add_argument('--micro', type=int, default=4, help='micro-batch')
     parser.add_argument('--blocks', type=int, default=23, help='RRDBs of the generator')
     parser.add_argument('--rounds', type=int, default=4, help='timed steps of each candidate')
+    parser.add_argument('--only', default='', metavar='TEXT', help='BasicSR and the candidates whose name holds this')
     args = parser.parse_args()
     opt = load(args.opt)
     with random_vgg():
         candidates = contenders(opt, args.gt_size, args.batch, args.micro, args.blocks)
-        table = rows(images_per_second(candidates, args.rounds))
+        chosen = {name: settings for name, settings in candidates.items() if name == BASELINE or args.only in name}
+        table = rows(images_per_second(chosen, args.rounds))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
     print(f'\n{device}, torch {torch.__version__}, float32, {args.blocks} blocks, batch {args.batch}, {args.gt_size} px, '
           f'median of {args.rounds} rounds')

@@ -7,10 +7,10 @@ import json
 import sys
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.hosts.basicsr.model.growth import plan_later_stages
 from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA, reference
-from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan
+from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan, plan_later_stages
+from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.options import OptionError, load, override
 
 
@@ -34,8 +34,9 @@ def main() -> int:
         override(opt, args.force_yml)
         check(opt)
         if args.vram:
-            plan_later_stages(opt, args.vram * 2**30)
-            plan = choose_plan(opt, int(opt['datasets']['train']['gt_size']), args.vram * 2**30)
+            settings = TrainingSettings.from_options(opt)
+            plan_later_stages(settings, args.vram * 2**30)
+            plan = choose_plan(settings, int(opt['datasets']['train']['gt_size']), args.vram * 2**30)
             print(f'Predicted peak {plan.total_bytes / 2**30:.2f} GB of {args.vram:g} GB: {" ".join(plan.options)}')
     except OptionError as error:
         print(f'{args.opt}: {len(error.findings)} to be changed:\n{error}', file=sys.stderr)

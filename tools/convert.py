@@ -18,7 +18,8 @@ from sr_bigbatch.tasks.export import export_onnx
 
 def main() -> int:
     """Parse the command line, convert; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 written, 2 the file is no such checkpoint.')
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     epilog='Exit status: 0 written, 2 the file is not such a checkpoint.')
     parser.add_argument('source', type=Path, help='checkpoint with a generator')
     parser.add_argument('target', type=Path, help='the file to write')
     parser.add_argument('--to', choices=(*FORMATS, 'safetensors', 'onnx'), required=True,

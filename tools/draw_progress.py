@@ -13,7 +13,7 @@ from sr_bigbatch.report.run_log import LOG_FILE
 
 def main() -> int:
     """Parse the command line, draw; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 drawn, 2 a folder is no experiment.')
+    parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 drawn, 2 a folder is not an experiment.')
     parser.add_argument('folders', nargs='+', type=Path, metavar='FOLDER', help='experiments/NAME')
     parser.add_argument('--out', type=Path, default=Path('progressive.png'), help='the PNG to write')
     args = parser.parse_args()

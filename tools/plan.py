@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.hosts.basicsr.model.growth import stages_of
 from sr_bigbatch.hosts.basicsr.options.check import check
-from sr_bigbatch.hosts.basicsr.plan.prediction import CannotPredict, candidates, dtype_of
+from sr_bigbatch.hosts.basicsr.plan.prediction import CannotPredict, candidates
+from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.memory.plan_table import table
 from sr_bigbatch.memory.predict import choose, sustained_flops
 from sr_bigbatch.options import OptionError, load, override
@@ -40,8 +40,9 @@ def main() -> int:
         opt = load(args.opt)
         override(opt, args.force_yml)
         check(opt, data=False, weights=False)
-        sizes = [int(opt['datasets']['train']['gt_size']), *(stage.gt_size for stage in stages_of(opt)[1:])]
-        found = {size: candidates(opt, size, args.val_size, os.cpu_count() or 1) for size in sizes}
+        settings = TrainingSettings.from_options(opt)
+        sizes = [int(opt['datasets']['train']['gt_size']), *(stage.gt_size for stage in settings.stages[1:])]
+        found = {size: candidates(settings, size, args.val_size, os.cpu_count() or 1) for size in sizes}
     except OptionError as error:
         print(f'{args.opt}: nothing was planned. To be changed:\n{error}', file=sys.stderr)
         return 2
@@ -53,7 +54,7 @@ def main() -> int:
         print(json.dumps({size: plan and vars(plan) for size, plan in chosen.items()}))
         return 0 if all(chosen.values()) else 1
     device = torch.device('cuda' if torch.cuda.is_available() and opt['num_gpu'] != 0 else 'cpu')
-    speed = args.tflops * 1e12 if args.tflops else sustained_flops(device, dtype_of(opt))
+    speed = args.tflops * 1e12 if args.tflops else sustained_flops(device, settings.dtype)
     for size, plans in found.items():
         print(f'\n{size} px, effective batch {opt["datasets"]["train"]["batch_size_per_gpu"]}, {args.vram:g} GB')
         print(table(plans, args.vram, speed))

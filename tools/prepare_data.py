@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
-from sr_bigbatch.tasks.prepare import BUNDLED_TRAIN, BUNDLED_VAL, Cut, bundled, cut_all, make_lmdb, photographs
+from sr_bigbatch.hosts.basicsr.images import make_lmdb
+from sr_bigbatch.tasks.prepare import BUNDLED_TRAIN, BUNDLED_VAL, Cut, bundled, cut_all, photographs
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from sr_bigbatch.hosts.basicsr.options.check import check, complete
 from sr_bigbatch.hosts.basicsr.training.loader import BadImage
 from sr_bigbatch.hosts.basicsr.training.train import start_processes, train
 from sr_bigbatch.options import OptionError, load, override
+from sr_bigbatch.step.distributed import leave_group
 from sr_bigbatch.step.out_of_memory import OutOfMemory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,9 @@ def main() -> int:
         check(opt)
         complete(opt, ROOT, auto_resume=args.auto_resume, debug=args.debug)
         start_processes(opt, args.launcher)
-        return train(opt, args.opt)
+        status = train(opt, args.opt)
+        leave_group()
+        return status
     except OptionError as error:
         print(f'{args.opt}: training has not started. To be changed:\n{error}', file=sys.stderr)
         return 2

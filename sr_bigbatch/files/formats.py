@@ -26,7 +26,7 @@ def format_of(checkpoint: dict[str, Any]) -> str:
     for name, prefixes in _PREFIXES.items():
         if isinstance(names, dict) and any(key.startswith(prefixes['params']) for key in names):
             return name
-    raise ValueError('this is no checkpoint with a generator: neither params nor params_ema (BasicSR), nor a state_dict '
+    raise ValueError('this is not a checkpoint with a generator: neither params nor params_ema (BasicSR), nor a state_dict '
                      'with generator. (mmagic) or net_g. (AccumulatingESRGAN)')
 
 

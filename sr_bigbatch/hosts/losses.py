@@ -18,7 +18,7 @@ class Float32Features(nn.Module):
     """Runs a feature extractor under autocast and returns its features in float32, so that losses are taken in float32.
 
     Args:
-        extractor: maps images to a dict of features; its VGG layers are made lean.
+        extractor: maps images to features, as a tensor or a dict, list or tuple of them; its VGG layers are made lean.
 
     Attributes:
         dtype: of autocast, or None.
@@ -32,23 +32,32 @@ class Float32Features(nn.Module):
         if isinstance(layers, nn.Sequential):
             lean(layers)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of ``images`` (M, C, H, W) by layer name."""
+    def forward(self, images: Tensor) -> Any:
+        """Features of ``images`` (M, C, H, W), as the extractor arranges them; BasicSR's in a dict by layer name."""
         with autocast(images.device, self.dtype):
             features = self.extractor(images)
-        return {name: widen(feature) for name, feature in features.items()}
+        return _widened(features)
+
+
+def _widened(features: Any) -> Any:
+    if isinstance(features, Tensor):
+        return widen(features)
+    if isinstance(features, dict):
+        return {name: _widened(feature) for name, feature in features.items()}
+    return type(features)(map(_widened, features)) if isinstance(features, list | tuple) else features
 
 
 @dataclass
 class HostLosses:
     """The pixel, perceptual, style and artifact losses of a model of BasicSR or mmagic, in float32 or wider.
 
-    Only the features are computed under the autocast in which the losses are called.
+    Only the features of a perceptual loss like BasicSR's, which has them from its ``vgg``, are computed under the autocast
+    in which the losses are called.
 
     Attributes:
         prefix: of the logged names: ``l_g_`` in adversarial models, ``l_`` in others, as BasicSR has them.
         pixel: ``(output, gt) -> scalar`` or None.
-        perceptual: ``(output, gt) -> (perceptual | None, style | None)`` or None.
+        perceptual: ``(output, gt) -> (perceptual | None, style | None)``, or the perceptual loss alone; or None.
         artifact: locally discriminative learning (Liang et al. 2022, https://arxiv.org/abs/2203.09195), or None.
         ema_output: images of the averaged generator for ``lq``; needed by ``artifact``.
     """
@@ -60,15 +69,15 @@ class HostLosses:
     ema_output: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        perceptual: Any = self.perceptual
-        if perceptual is not None and not isinstance(perceptual.vgg, Float32Features):
-            perceptual.vgg = Float32Features(perceptual.vgg)
+        extractor = getattr(self.perceptual, 'vgg', None)
+        if self.perceptual is not None and isinstance(extractor, nn.Module) and not isinstance(extractor, Float32Features):
+            self.perceptual.vgg = Float32Features(extractor)
 
     def __call__(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
         """Losses of ``output`` (M, C, H, W) by their logged names."""
-        perceptual: Any = self.perceptual
-        if perceptual is not None:
-            perceptual.vgg.dtype = autocast_dtype(output.device)
+        extractor = getattr(self.perceptual, 'vgg', None)
+        if isinstance(extractor, Float32Features):
+            extractor.dtype = autocast_dtype(output.device)
         with autocast(output.device, None):
             return self._losses(output, gt, lq)
 
@@ -83,5 +92,11 @@ class HostLosses:
             weight = get_refined_artifact_map(gt, output, averaged, _LDL_WINDOW)
             losses['ldl'] = self.artifact(weight * output, weight * gt)
         if self.perceptual is not None:
-            losses['percep'], losses['style'] = self.perceptual(output, gt)
-        return {self.prefix + name: loss for name, loss in losses.items() if loss is not None}
+            found = self.perceptual(output, gt)
+            losses['percep'], losses['style'] = found if isinstance(found, tuple) else (found, None)
+        return {self.prefix + name: _scalar(loss) for name, loss in losses.items() if loss is not None}
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    """The mean of a loss with a value for each pixel (``reduction: none``), as mmengine has it."""
+    return loss.mean() if isinstance(loss, Tensor) and loss.dim() else loss

@@ -6,20 +6,13 @@ phase grows linearly with the batch and with the micro-batch, so three small run
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 
 from sr_bigbatch.memory.live_bytes import LiveBytes
-from sr_bigbatch.step.adversarial_step import AdversarialStep
 from sr_bigbatch.step.precision import autocast
-from sr_bigbatch.step.replay import RngState
-from sr_bigbatch.step.supervised_step import SupervisedStep
-from sr_bigbatch.step.trial import Recovery
-from sr_bigbatch.step.update import SafeUpdate
 
 CONTEXT_BYTES = 600 * 10**6  # CUDA context and library handles
 FRAGMENTATION = 1.04  # what the allocator holds over what lives
@@ -35,7 +28,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Model:
+class MemoryModel:
     """Peak of each phase as ``fixed + per_sample * B + per_micro * M`` bytes, and operations per sample.
 
     ``whole`` is a run of the undivided batch, for which this does not hold: the discriminator's graph is kept then.
@@ -95,17 +88,17 @@ def total_bytes(live: float) -> float:
     return live * FRAGMENTATION + CONTEXT_BYTES
 
 
-def fit(run: Callable[[int, int], Run], batch: int) -> Model:
+def fit(run: Callable[[int, int], Run], batch: int) -> MemoryModel:
     """The model of an effective batch behind ``run(batch, micro)``, from three small runs and an undivided one."""
     small, longer, wider = run(3, 1), run(4, 1), run(4, 2)
     coefficients = {}
     for phase, peak in small.peak.items():
         per_sample, per_micro = longer.peak[phase] - peak, wider.peak[phase] - longer.peak[phase]
         coefficients[phase] = float(peak - 3 * per_sample - per_micro), float(per_sample), float(per_micro)
-    return Model(coefficients, float(longer.flops - small.flops), batch, run(batch, batch))
+    return MemoryModel(coefficients, float(longer.flops - small.flops), batch, run(batch, batch))
 
 
-def plans(models: dict[tuple[str, bool], Model], baseline_flops: float,
+def plans(models: dict[tuple[str, bool], MemoryModel], baseline_flops: float,
           micro_batches: Sequence[int] = MICRO_BATCHES) -> list[Plan]:
     """Every plan for an effective batch, from models by (``activation_memory``, graphs kept).
 
@@ -146,49 +139,29 @@ def sustained_flops(device: torch.device, dtype: torch.dtype | None, seconds: fl
     return operations * repeats / took
 
 
-class _FakeUpdate(SafeUpdate):
-    """An update whose gradients have no values to look at."""
+class PhasePeaks:
+    """Has ``live`` count the phases of a step apart; an observer of the step.
 
-    def is_finite(self) -> bool:
-        return True
+    Args:
+        live: counts the bytes.
+    """
 
-    def is_doomed(self) -> bool:
-        return False
+    def __init__(self, live: LiveBytes) -> None:
+        self._live = live
 
+    def on_phase(self, name: str) -> None:
+        """Count what follows under ``name``."""
+        self._live.phase(name)
 
-def fake_update(optimizer: torch.optim.Optimizer) -> SafeUpdate:
-    """An update for a step on fake tensors; the optimizer gets its state at once, as in a training."""
-    update = _FakeUpdate(optimizer)
-    update.allocate()
-    return update
-
-
-@contextmanager
-def without_values() -> Iterator[None]:
-    """Inside this context a step neither keeps random numbers nor looks at values: fake tensors have none."""
-    nothing = RngState(torch.empty(0), None)
-    with (mock.patch.object(RngState, 'capture', lambda device: nothing),
-          mock.patch.object(RngState, 'restore', lambda self, device: None),
-          mock.patch.object(Recovery, 'bad_input', lambda self, *images: False),
-          mock.patch.object(Recovery, 'widen_overflowed', lambda self: None)):
-        yield
+    def on_part(self, part: str, samples: slice) -> None:
+        """Nothing: phases are what is told apart."""
 
 
-def watch(step: AdversarialStep | SupervisedStep, live: LiveBytes) -> None:
-    """Have ``live`` count the phases of ``step`` apart."""
-    names = {'_generate': 'generate', '_judge': 'judge', '_differentiate': 'grade', '_learn': 'learn',
-             '_accumulate': 'learn'}
-    for method, phase in names.items():
-        if hasattr(step, method):
-            setattr(step, method, _announced(getattr(step, method), phase, live))
-    for update in {id(update): update for update in vars(step).values() if isinstance(update, SafeUpdate)}.values():
-        for method in ('reserve', 'apply'):
-            setattr(update, method, _announced(getattr(update, method), 'commit', live))
-
-
-def _announced(function: Callable[..., object], phase: str, live: LiveBytes) -> Callable[..., object]:
-    def announced(*args: object, **kwargs: object) -> object:
-        live.phase(phase)
-        return function(*args, **kwargs)
-
-    return announced
+def with_state(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """``optimizer`` with the state that it has after its first step, as in the course of a training; for fake tensors."""
+    for group in optimizer.param_groups:
+        for parameter in group['params']:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer

@@ -9,7 +9,6 @@ Shapes: x (M, C, h, w), output (M, C', h', w').
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,17 +17,21 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sr_bigbatch.step.precision import autocast_dtype
+from sr_bigbatch.step.shared_batch_norm import Normalisation, SharedForward
 
 from .lean_ops import activate, activate_backward, conv_backward, like
 
 
-def _normalise(norm: nn.BatchNorm2d) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The normalisation as in this forward pass, without its traces: running statistics are not touched."""
-    eps = norm.eps
+def _normalise(norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Normalisation]:
+    """``norm(x)``, and the same as a function that can be called again: it does not touch the running statistics."""
+    shared = norm.forward.normalisation(x) if isinstance(norm.forward, SharedForward) else None
+    if shared is not None:
+        return shared(x, norm.weight, norm.bias), shared
+    output, eps = norm(x), norm.eps
     if norm.training or norm.running_mean is None:
-        return lambda x, weight, bias: F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+        return output, lambda x, weight, bias: F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
     mean, variance = norm.running_mean, norm.running_var
-    return lambda x, weight, bias: F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+    return output, lambda x, weight, bias: F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
 
 class _BatchNormConv(torch.autograd.Function):
@@ -36,9 +39,10 @@ class _BatchNormConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, norm: nn.BatchNorm2d, stride: int, dtype: torch.dtype | None, norm_weight: Tensor,
                 norm_bias: Tensor, weight: Tensor) -> Tensor:
         """The output; keeps x. The running statistics of ``norm`` move as in its own forward pass."""
-        ctx.normalise, ctx.stride, ctx.dtype = _normalise(norm), stride, dtype
+        normalised, ctx.normalise = _normalise(norm, x)
+        ctx.stride, ctx.dtype = stride, dtype
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
-        return F.conv2d(activate(norm(x)), weight if dtype is None else weight.to(dtype), None, stride, 1)
+        return F.conv2d(activate(normalised), weight if dtype is None else weight.to(dtype), None, stride, 1)
 
     @staticmethod
     @once_differentiable

@@ -51,7 +51,7 @@ class Tiling:
         return [(start, start + self.tile) for start in starts]
 
 
-def shares(spans: list[tuple[int, int]], overlap: int, scale: int) -> list[np.ndarray]:
+def blend_weights(spans: list[tuple[int, int]], overlap: int, scale: int) -> list[np.ndarray]:
     """How much each tile has of each of its rows (or columns) of the result; all that tiles have of one sums up to 1."""
     rise = min(_FADE, overlap) * scale
     away = (overlap * scale - rise) // 2
@@ -84,10 +84,10 @@ def upscale(run: Run, image: np.ndarray, scale: int, tiling: Tiling,
     """
     height, width, channels = image.shape
     rows, columns = tiling.spans(height), tiling.spans(width)
-    across = list(zip(columns, shares(columns, tiling.overlap, scale), strict=True))
+    across = list(zip(columns, blend_weights(columns, tiling.overlap, scale), strict=True))
     result = np.empty((height * scale, width * scale, channels), image.dtype)
     carried = np.empty((0, width * scale, channels), np.float32)
-    for number, (span, share) in enumerate(zip(rows, shares(rows, tiling.overlap, scale), strict=True)):
+    for number, (span, share) in enumerate(zip(rows, blend_weights(rows, tiling.overlap, scale), strict=True)):
         band = _band(run, image, scale, (span, share), across, tick)
         band[:len(carried)] += carried
         finished = ((rows[number + 1][0] if number + 1 < len(rows) else height) - span[0]) * scale

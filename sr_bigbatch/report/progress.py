@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from sr_bigbatch.hosts.basicsr.training.pictures import by_iteration, middle_of, save_figure
+from sr_bigbatch.report.pictures import by_iteration, middle_of, save_figure
 from sr_bigbatch.report.run_log import LOG_FILE, read_log
 
 _SMOOTH = 5  # records that a curve is averaged over

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sr_bigbatch.files.storage import write_atomically
-from sr_bigbatch.step.noise_scale import verdict
+from sr_bigbatch.step.noise_scale import batch_size_advice
 
 LOG_FILE = 'train_log.jsonl'
 
@@ -38,5 +38,5 @@ def noise_verdicts(log_file: Path) -> list[str]:
     records, found = read_log(log_file), []
     for key, network in (('noise_scale_g', 'generator'), ('noise_scale_d', 'discriminator')):
         told = [record for record in records if key in record]
-        found += [verdict(network, told[-1][key], int(told[-1]['batch']))] if told else []
+        found += [batch_size_advice(network, told[-1][key], int(told[-1]['batch']))] if told else []
     return found or ['The log tells no gradient noise: it is known after 50 updates of a batch that is cut into parts.']

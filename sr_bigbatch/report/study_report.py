@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from sr_bigbatch.hosts.basicsr.training.pictures import by_iteration, middle_of
-from sr_bigbatch.tasks.study import Trial, final, fit, metrics_of
+from sr_bigbatch.report.pictures import by_iteration, middle_of
+from sr_bigbatch.report.study_results import Trial, final, fit, metrics_of
 
 _LOSSES = ('l_g_pix', 'l_g_percep', 'l_g_gan', 'd_gap')
 _ZOOM = 96  # pixels of the shown part of a validation image

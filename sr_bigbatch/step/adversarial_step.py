@@ -10,238 +10,251 @@ H = scale * h, logits (B, ...).
 """
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from sr_bigbatch.step import undivided
+from sr_bigbatch.step.base import Step
 from sr_bigbatch.step.batch import Batch, Draft, Judged
-from sr_bigbatch.step.distributed import gather_batch, rank, sum_in_place, world_size
-from sr_bigbatch.step.finite import spoil_unless_finite
+from sr_bigbatch.step.copies import copy_losses
+from sr_bigbatch.step.distributed import gather_batch, sum_in_place
+from sr_bigbatch.step.finite import nan_unless_finite
 from sr_bigbatch.step.gan_loss import GanLoss, Grades, grade
+from sr_bigbatch.step.observer import Observer
 from sr_bigbatch.step.plan import StepPlan, length, micro_slices
 from sr_bigbatch.step.precision import autocast, widen
-from sr_bigbatch.step.replay import RngState, batch_norms, frozen_running_statistics, one_power_iteration
-from sr_bigbatch.step.report import Event, StepReport
+from sr_bigbatch.step.replay import Snapshot
+from sr_bigbatch.step.report import StepReport
 from sr_bigbatch.step.sample_losses import LossSums, SampleLosses
-from sr_bigbatch.step.trial import Recovery
-from sr_bigbatch.step.update import SafeUpdate, Verdict
+from sr_bigbatch.step.update import SafeUpdate
 
 
-@dataclass
-class AdversarialStep:
-    """One update of generator and discriminator.
+class AdversarialStep(Step):
+    """One update of generator and discriminator: exactly that of the undivided batch, or refused by name.
 
     A discriminator whose micro-batch is the whole batch keeps its graph from *judge* to *grade*: BatchNorm layers then
     see the batch once and as a whole. Otherwise it runs without graph in *judge* and again in *grade*, where one
     forward pass on generated images serves both halves of the game.
 
     A step that runs out of memory or overflows begins again, with the same batch and the same random numbers, until both
-    gradients are fit to be applied (see :class:`sr_bigbatch.step.trial.Recovery`).
+    gradients are fit to be applied (see :class:`sr_bigbatch.step.trial.Trial`).
 
-    Attributes:
+    Args:
         net_g: the generator, not wrapped for data parallelism.
         net_d: the discriminator, likewise.
-        update_g: owns the generator's optimizer.
-        update_d: owns the discriminator's optimizer.
-        losses: the sample losses; called under autocast to the dtype of the step.
-        gan_loss: the host's GAN loss.
-        plan: how the batch is cut; from then on it is ``recovery.plan``.
-        relativistic: see :func:`sr_bigbatch.step.gan_loss.grade`.
-        dtype: of autocast, or None.
-        recovery: what it remembers about trouble.
+        opt_g: the generator's optimizer, or a :class:`sr_bigbatch.step.update.SafeUpdate` that owns it.
+        opt_d: the discriminator's, likewise.
+        losses: the sample losses; called under autocast to the dtype of the step. None for none.
+        gan_loss: ``gan_loss(logits, target_is_real, is_disc=...) -> scalar``, as BasicSR's ``GANLoss``.
+        micro_batch_size: samples worked on at a time; or a number each for ``generator``, ``perceptual`` and
+            ``discriminator``; or ``'auto'``: the whole batch, cut where memory runs out; None for the whole batch.
+        kept_graphs: how many of the generator's micro-batches keep their graph; the others run forward twice.
+        exact: False for plain accumulation: relativistic means over micro-batches, and nothing is refused.
+        plan: in place of the three arguments before.
+        relativistic: see :func:`sr_bigbatch.step.gan_loss.grade`; False for the plain GAN of SRGAN.
+        dtype: of autocast: ``torch.bfloat16`` or ``torch.float16`` (with a loss scale); None for none.
+        verify_every: every so many steps, compare with the undivided batch (:meth:`verify`); 0: a few samples of the first
+            step only; None: never.
+        observer: is told what the step is about to do.
+        values: False for fake tensors, which have no values to look at.
     """
 
-    net_g: nn.Module
-    net_d: nn.Module
-    update_g: SafeUpdate
-    update_d: SafeUpdate
-    losses: SampleLosses
-    gan_loss: GanLoss
-    plan: InitVar[StepPlan]
-    relativistic: bool = True
-    dtype: torch.dtype | None = None
-    recovery: Recovery = field(init=False)
-
-    def __post_init__(self, plan: StepPlan) -> None:
-        self.recovery = Recovery(plan, self.dtype, next(self.net_g.parameters()).device)
+    def __init__(self, net_g: nn.Module, net_d: nn.Module, opt_g: torch.optim.Optimizer | SafeUpdate,
+                 opt_d: torch.optim.Optimizer | SafeUpdate, losses: SampleLosses | None, gan_loss: GanLoss, *,
+                 micro_batch_size: int | Mapping[str, int] | str | None = None, kept_graphs: int = 0, exact: bool = True,
+                 plan: StepPlan | None = None, relativistic: bool = True, dtype: torch.dtype | None = None,
+                 verify_every: int | None = 0, observer: Observer | None = None, values: bool = True) -> None:
+        super().__init__({'g': net_g, 'd': net_d}, {'g': opt_g, 'd': opt_d}, losses, micro_batch_size=micro_batch_size,
+                         kept_graphs=kept_graphs, exact=exact, plan=plan, dtype=dtype, verify_every=verify_every,
+                         observer=observer, values=values)
+        self.net_g, self.net_d, self.gan_loss, self.relativistic = net_g, net_d, gan_loss, relativistic
+        self.update_g, self.update_d = self.updates['g'], self.updates['d']
 
     def __call__(self, lq: Tensor, gt: Tensor, *, update_g: bool = True) -> StepReport:
         """Make one update from ``lq`` (B, C, h, w) and ``gt`` (B, C, H, W); without ``update_g`` of D alone.
 
         Raises:
+            NotExact: if the update would not be that of the whole batch; nothing has changed.
             OutOfMemory: if memory ran out and no micro-batch can be made smaller; nothing has changed.
             PoisonedWeights: if a network is not finite; nothing has changed.
         """
-        recovery = self.recovery
-        recovery.begin(gt.shape[0], self.whole())
-        if recovery.bad_input(lq, gt):
-            return StepReport({}, None, {}, recovery.end())
-        with one_power_iteration(self.net_g), one_power_iteration(self.net_d):
-            batch = recovery.until_done(lambda: self._attempt(lq, gt, update_g), self._nets, self._updates)
-            recovery.commit(batch, self._updates)
+        batch = self._make(lq, gt, lambda sizes: self._gradients(lq, gt, sizes, update_g))
+        if batch is None:
+            return StepReport({}, None, {}, self.trial.end())
         sum_in_place(list(batch.sums.values.values()))
-        return StepReport(batch.losses(update_g), batch.fake, batch.verdicts, recovery.end())
+        return StepReport(batch.losses(update_g), batch.fake, batch.verdicts, self.trial.end())
 
-    def rehearse(self, lq: Tensor, gt: Tensor) -> list[Event]:
-        """Do everything of a step but change weights, to see whether it fits; returns what was made smaller."""
-        self.recovery.begin(gt.shape[0], self.whole())
-        self.recovery.rehearse(lambda: self._attempt(lq, gt, True), self._nets, self._updates)
-        return self.recovery.end()
-
-    @property
-    def _nets(self) -> dict[str, nn.Module]:
-        return {'g': self.net_g, 'd': self.net_d}
-
-    @property
-    def _updates(self) -> dict[str, SafeUpdate]:
-        return {'g': self.update_g, 'd': self.update_d}
-
-    def whole(self) -> set[str]:
-        """The parts that must see the whole batch at once, so that no shortage of memory may cut them."""
-        nets = {'generator': self.net_g, 'discriminator': self.net_d}
-        return {part for part, net in nets.items() if self.recovery.plan.now.exact and batch_norms(net)}
-
-    def _attempt(self, lq: Tensor, gt: Tensor, update_g: bool) -> Batch | None:
-        """Everything before the weights change. None: trouble was met and answered, begin again."""
-        recovery, batch = self.recovery, Batch(lq, gt, self.recovery.device)
-        with recovery:
-            self._generate(batch, update_g)
-            self._judge(batch)
-            recovery.widen_overflowed()
-        if recovery.must_restart():
-            return None
-        batch.grades = self._grade(batch.judged)
-        with recovery:
+    def _gradients(self, lq: Tensor, gt: Tensor, sizes: list[int], update_g: bool = True) -> Batch:
+        batch, trial = self._graded(lq, gt, sizes, update_g), self.trial
+        with trial.section():
             self._differentiate(batch, for_g=update_g, for_d=True)
             if update_g:
                 self._learn(batch)
-            self.update_g.reserve()
-            self.update_d.reserve()
-        if recovery.must_restart():
-            return None
-        return batch if self._settle(batch, update_g) else None
-
-    def _settle(self, batch: Batch, update_g: bool) -> bool:
-        """Bring both gradients to be applied, or refused; False: begin again."""
-        settle = self.recovery.settle
+            self._reserve()
         if update_g:
-            batch.verdicts['g'] = settle(self.update_g, self.net_g, ('generator', 'perceptual'), batch.everything,
-                                         lambda: self._repeat_g(batch))
-        if batch.verdicts.get('g') is not Verdict.REPEAT:
-            batch.verdicts['d'] = settle(self.update_d, self.net_d, ('discriminator',), batch.everything,
-                                         lambda: self._repeat_d(batch))
-        return Verdict.REPEAT not in batch.verdicts.values()
+            batch.verdicts['g'] = trial.make_usable(self.update_g, self.net_g, ('generator', 'perceptual'), batch.everything,
+                                                 lambda: self._repeat_g(batch))
+        batch.verdicts['d'] = trial.make_usable(self.update_d, self.net_d, ('discriminator',), batch.everything,
+                                             lambda: self._differentiate(batch, for_g=False, for_d=True))
+        return batch
+
+    def _graded(self, lq: Tensor, gt: Tensor, sizes: list[int], update_g: bool) -> Batch:
+        batch = Batch(lq, gt, self.trial.device, sizes)
+        with self.trial.section(look=True):
+            self._generate(batch, update_g)
+            self._judge(batch)
+        batch.grades = self._grade(batch)  # outside of sections: it communicates
+        return batch
+
+    def _reserve(self) -> None:
+        self.trial.observer.on_phase('commit')
+        self.update_g.reserve()
+        self.update_d.reserve()
 
     def _generate(self, batch: Batch, update_g: bool) -> None:
-        self.recovery.part, plan = 'generator', self.recovery.plan.now
-        for index, samples in enumerate(micro_slices(len(batch), plan.micro.generator)):
-            keep = update_g and index < plan.kept_graphs
-            rng = RngState.capture(batch.device)
+        self.trial.observer.on_phase('generate')
+        for index, samples in enumerate(micro_slices(len(batch), self.plan.micro.generator)):
+            keep, before = update_g and index < self.plan.kept_graphs, self._snapshot('generator', self.net_g)
             with torch.set_grad_enabled(keep):
                 generated = self._images(batch, samples)
-            self.recovery.look_at('generator', samples, generated)
+            self.trial.overflow.look_at('generator', samples, generated)
             batch.fake[samples] = generated.detach()
-            batch.drafts.append(Draft(samples, rng, generated if keep else None))
+            batch.drafts.append(Draft(samples, before, generated if keep else None))
 
     def _images(self, batch: Batch, samples: slice) -> Tensor:
-        with autocast(batch.device, self.recovery.precision.of('generator', samples)):
+        self.trial.at_work('generator', samples)
+        with autocast(batch.device, self.trial.overflow.precision.of('generator', samples)):
             images: Tensor = self.net_g(batch.lq_at(samples))
         return images
 
     def _judge(self, batch: Batch) -> None:
-        self.recovery.part, size = 'discriminator', self.recovery.plan.now.micro.discriminator
+        self.trial.observer.on_phase('judge')
+        size = self.plan.micro.discriminator
         keep = size >= len(batch)
         for samples in micro_slices(len(batch), size):
-            rng = RngState.capture(batch.device)
+            before = self._snapshot('discriminator', self.net_d)
             images = batch.fake[samples].requires_grad_(keep)
             with torch.set_grad_enabled(keep):
                 real_logits, fake_logits = self._logits(batch.gt_at(samples), samples), self._logits(images, samples)
             real, fake = widen(real_logits.detach()), widen(fake_logits.detach())
-            self.recovery.look_at('discriminator', samples, torch.cat([real, fake]))
-            batch.judged.append(Judged(samples, rng, real, fake, (real_logits, images, fake_logits) if keep else None))
+            self.trial.overflow.look_at('discriminator', samples, torch.cat([real.flatten(), fake.flatten()]))
+            batch.judged.append(Judged(samples, before, real, fake, (real_logits, images, fake_logits) if keep else None))
 
     def _logits(self, images: Tensor, samples: slice) -> Tensor:
-        with autocast(images.device, self.recovery.precision.of('discriminator', samples)):
+        self.trial.at_work('discriminator', samples)
+        with autocast(images.device, self.trial.overflow.precision.of('discriminator', samples)):
             logits: Tensor = self.net_d(images)
         return logits
 
-    def _grade(self, judged: list[Judged]) -> Grades:
-        """Gradients at the logits of this process, for losses that are means over the batch of all processes."""
-        if not self.recovery.plan.now.exact:
-            total = sum(length(part.samples) for part in judged) * world_size()
-            return Grades.weighted([(length(part.samples) / total,
+    def _grade(self, batch: Batch) -> list[Grades]:
+        """Gradients at the logits of each part, for losses that are means over the batch of all processes."""
+        if not self.plan.exact:
+            return Grades.weighted([(length(part.samples) / batch.total,
                                      grade(self.gan_loss, part.real, part.fake, relativistic=self.relativistic))
-                                    for part in judged])
-        real, fake = (torch.cat(logits) for logits in zip(*((part.real, part.fake) for part in judged), strict=True))
-        grades = grade(self.gan_loss, gather_batch(real), gather_batch(fake), relativistic=self.relativistic)
-        mine = slice(rank() * real.shape[0], (rank() + 1) * real.shape[0])
-        return Grades(grades.g_loss, grades.d_real_loss, grades.d_fake_loss,
-                      grades.g_fake[mine], grades.d_real[mine], grades.d_fake[mine])
+                                    for part in batch.judged])
+        if len(batch.judged) == 1 and len(batch.sizes) == 1:  # whatever the shape of the logits
+            return [grade(self.gan_loss, batch.judged[0].real, batch.judged[0].fake, relativistic=self.relativistic)]
+        real, fake = (torch.cat(logits) for logits in zip(*((part.real, part.fake) for part in batch.judged), strict=True))
+        grades = grade(self.gan_loss, gather_batch(real, batch.sizes), gather_batch(fake, batch.sizes),
+                       relativistic=self.relativistic)
+        mine = grades.at(batch.mine)
+        return [mine.at(part.samples) for part in batch.judged]
 
     def _differentiate(self, batch: Batch, *, for_g: bool, for_d: bool) -> None:
         """Accumulate D's gradient, and find the scaled gradient at the generated images."""
+        self.trial.observer.on_phase('grade')
         if for_g:
             batch.image_gradient = torch.zeros_like(batch.fake)
             self._differentiate_losses(batch)
-        self.recovery.part = 'discriminator'
-        for part in batch.judged:
+        for part, grades in zip(batch.judged, batch.grades, strict=True):
             for_d = for_d and not (self._may_repeat(part.samples) and self.update_d.is_doomed())
             if for_g or for_d:
-                self._differentiate_d(part, batch, for_g, for_d)
+                self._differentiate_d(part, grades, batch, for_g, for_d)
 
     def _differentiate_losses(self, batch: Batch) -> None:
-        self.recovery.part, batch.sums, total = 'perceptual', LossSums(), len(batch) * world_size()
-        for samples in micro_slices(len(batch), self.recovery.plan.now.micro.perceptual):
+        batch.sums, precision = LossSums(), self.trial.overflow.precision
+        for samples in micro_slices(len(batch), self.plan.micro.perceptual):
+            self.trial.at_work('perceptual', samples)
             images = batch.fake[samples].requires_grad_()
-            with autocast(batch.device, self.recovery.precision.of('perceptual', samples)):
+            with autocast(batch.device, precision.of('perceptual', samples)):
                 losses = self.losses(images, batch.gt_at(samples), batch.lq_at(samples))
-            loss = batch.sums.add(losses, length(samples) / total)
-            self.recovery.look_at('perceptual', samples, loss)
-            factor = spoil_unless_finite(self.update_g.scale, loss)
+            loss = batch.sums.add(losses, length(samples) / batch.total)
+            if loss is None:
+                return
+            self.trial.overflow.look_at('perceptual', samples, loss)
+            factor = nan_unless_finite(self.update_g.scale, loss)
             batch.image_gradient[samples] = torch.autograd.grad(loss, images, factor.to(loss.dtype))[0]
 
-    def _differentiate_d(self, part: Judged, batch: Batch, for_g: bool, for_d: bool) -> None:
-        samples, parameters = part.samples, [p for p in self.net_d.parameters() if p.requires_grad]
+    def _differentiate_d(self, part: Judged, grades: Grades, batch: Batch, for_g: bool, for_d: bool) -> None:
+        samples = part.samples
+        parameters = [parameter for parameter in self.net_d.parameters() if parameter.requires_grad]
         graphs, part.graphs = part.graphs, None
-        with part.rng.replayed(batch.device), frozen_running_statistics(self.net_d):
+        self.trial.at_work('discriminator', samples)  # a kept graph comes without the call that says so
+        with _replayed(part.before, self.net_d):
             real_logits = graphs[0] if graphs else self._logits(batch.gt_at(samples), samples)
             if for_d:
-                self._backward_d(real_logits, batch.grades.d_real[samples], parameters)
+                self._backward_d(real_logits, grades.d_real, parameters)
             del real_logits
             images = graphs[1] if graphs else batch.fake[samples].requires_grad_(for_g)
             fake_logits = graphs[2] if graphs else self._logits(images, samples)
-        if for_g:
-            cotangent = (batch.grades.g_fake[samples] * self.update_g.scale).to(fake_logits.dtype)
-            batch.image_gradient[samples] += torch.autograd.grad(fake_logits, images, cotangent, retain_graph=for_d)[0]
-        if for_d:
-            self._backward_d(fake_logits, batch.grades.d_fake[samples], parameters)
-            self.update_d.note_part(length(samples), len(batch) * world_size())
+            if for_g:
+                cotangent = (grades.g_fake * self.update_g.scale).to(fake_logits.dtype)
+                batch.image_gradient[samples] += torch.autograd.grad(fake_logits, images, cotangent, retain_graph=for_d)[0]
+            if for_d:
+                self._backward_d(fake_logits, grades.d_fake, parameters)
+                self.update_d.record_partial_norm(length(samples), batch.total)
 
     def _backward_d(self, logits: Tensor, gradient: Tensor, parameters: list[nn.Parameter]) -> None:
         cotangent = (gradient * self.update_d.scale).to(logits.dtype)
         torch.autograd.backward([logits], [cotangent], inputs=parameters)
 
     def _learn(self, batch: Batch) -> None:
-        self.recovery.part, doomed = 'generator', False
+        self.trial.observer.on_phase('learn')
+        doomed = False
         for draft in batch.drafts:
             generated, draft.graph = draft.graph, None
             if doomed:
                 continue
-            if generated is None:
-                with draft.rng.replayed(batch.device), frozen_running_statistics(self.net_g):
+            gradient = batch.image_gradient[draft.samples]
+            if generated is not None:
+                self.trial.at_work('generator', draft.samples)
+                generated.backward(gradient.to(generated.dtype))
+            else:
+                with _replayed(draft.before, self.net_g):
                     generated = self._images(batch, draft.samples)
-            generated.backward(batch.image_gradient[draft.samples].to(generated.dtype))
-            self.update_g.note_part(length(draft.samples), len(batch) * world_size())
+                    generated.backward(gradient.to(generated.dtype))
+            self.update_g.record_partial_norm(length(draft.samples), batch.total)
             doomed = self._may_repeat(draft.samples) and self.update_g.is_doomed()
 
     def _may_repeat(self, samples: slice) -> bool:
         """Whether an overflow would be repeated, so that it is worth a look before the last micro-batch."""
-        return self.recovery.precision.can_widen('generator', samples)
+        return self.trial.overflow.precision.can_widen('generator', samples)
 
     def _repeat_g(self, batch: Batch) -> None:
         self._differentiate(batch, for_g=True, for_d=False)
         self._learn(batch)
 
-    def _repeat_d(self, batch: Batch) -> None:
-        self._differentiate(batch, for_g=False, for_d=True)
+    def twin(self, nets: dict[str, nn.Module], losses: SampleLosses, plan: StepPlan) -> AdversarialStep:
+        """The same step over copies of the networks, for :meth:`verify`."""
+        opt_g, opt_d = (torch.optim.SGD(net.parameters(), 1.0) for net in nets.values())
+        gan_loss = copy_losses(self.gan_loss, next(nets['g'].parameters()).dtype)
+        return AdversarialStep(nets['g'], nets['d'], opt_g, opt_d, losses, gan_loss, plan=plan,
+                               relativistic=self.relativistic, verify_every=None)
+
+    def undivided_gradients(self, lq: Tensor, gt: Tensor) -> undivided.Gradients:
+        """The gradients of the undivided batch, by network."""
+        return undivided.adversarial_gradients(self.net_g, self.net_d, self.losses, self.gan_loss, lq, gt,
+                                               relativistic=self.relativistic)
+
+
+@contextmanager
+def _replayed(before: Snapshot | None, net: nn.Module) -> Iterator[None]:
+    """A pass of ``net`` as it was at ``before``; fake tensors have nothing to return to."""
+    if before is None:
+        yield
+        return
+    with before.replayed(net):
+        yield

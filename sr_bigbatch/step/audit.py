@@ -1,22 +1,28 @@
-"""Finds, before training, what would make a divided update another one than that of the whole batch.
+"""Finds what makes a divided update differ from that of the whole batch, before training.
 
-Networks and losses are tried on a toy batch, whatever their code: does a sample's result depend on its neighbours, and is
-a loss the mean of the losses of its parts? Shapes: toy images (3, C, H, W) and (4, C, H, W).
+Copies of networks and losses are tried on toy batches, whatever their code, and the plan is judged by what was found. What
+could not be tried is never called exact.
 """
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
-from sr_bigbatch.step.replay import RngState, batch_norms, frozen_running_statistics, one_power_iteration
-from sr_bigbatch.step.sample_losses import SampleLosses
+from sr_bigbatch.step.behaviour import Behaviour
+from sr_bigbatch.step.controlled_call import TrialError, undisturbed
+from sr_bigbatch.step.loss_study import LossStudy
+from sr_bigbatch.step.network_study import NetworkStudy
+from sr_bigbatch.step.toy_images import toy_batches, toy_losses_input, toy_sizes
 
-_PARTS = (1, 3)  # an uneven partition of four samples tells a mean from a sum and from a mean of means
+__all__ = ['Behaviour', 'Finding', 'judge_losses', 'judge_network', 'study_losses', 'study_network', 'table', 'toy_batches',
+           'toy_sizes']
+
+_TYPES = (torch.float64, torch.float32)  # the second for code with constants of its own
+_SMALLEST_LOSS_INPUT = 16  # px
 
 
 @dataclass(frozen=True)
@@ -34,82 +40,112 @@ class Finding:
     because: str
 
 
-def audit_network(part: str, net: nn.Module, images: Tensor, *, sees_whole_batch: bool) -> list[Finding]:
-    """Look for coupling between samples and for randomness in ``net``.
+def study_network(net: nn.Module, toys: Sequence[Tensor], batch: int = 0) -> Behaviour:
+    """Try a network.
+
+    Args:
+        net: in the mode in which it trains; it is copied, not changed.
+        toys: batches (4, C, H, W) of growing size on its device, see :func:`toy_batches`; the first on which it runs counts.
+        batch: samples of a batch of the training; 0 if it is not known.
+    """
+    reason = 'there is no toy batch'
+    with undisturbed(net):
+        for toy in toys:
+            for dtype in _TYPES:
+                try:
+                    return NetworkStudy(net, toy, dtype, batch).behaviour()
+                except TrialError as error:
+                    reason = str(error)
+    return Behaviour(untried=reason)
+
+
+def study_losses(losses: Callable[..., Any], lq_shape: Sequence[int], gt_shape: Sequence[int],
+                 device: torch.device, batch: int = 0) -> dict[str, Behaviour]:
+    """Try losses; returns what each does, by name; ``'losses'`` stands for all if they do not run.
+
+    Args:
+        losses: ``losses(output, gt, lq) -> {name: scalar}``; copied as far as it consists of modules.
+        lq_shape: of one image in training, (c, h, w); the toy images are smaller if the losses run on such.
+        gt_shape: likewise, (C, H, W).
+        device: of the toy images.
+        batch: samples of a batch of the training; 0 if it is not known.
+    """
+    reason = ''
+    with undisturbed(losses):
+        for gt, lq in _loss_shapes(gt_shape, lq_shape):
+            for dtype in _TYPES:
+                try:
+                    return LossStudy(losses, toy_losses_input(gt, lq, device, dtype), dtype, batch).behaviours()
+                except TrialError as error:
+                    reason = str(error)
+    return {'losses': Behaviour(untried=reason)}
+
+
+def _loss_shapes(gt_shape: Sequence[int], lq_shape: Sequence[int]) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Shapes of gt and lq to try, growing up to those of training."""
+    scale = max(1, gt_shape[-1] // lq_shape[-1])
+    sides = [side for side in toy_sizes(min(gt_shape[-2:]))[:-1] if side >= _SMALLEST_LOSS_INPUT and side % scale == 0]
+    small = [((gt_shape[0], side, side), (lq_shape[0], side // scale, side // scale)) for side in sides]
+    return [*small, (gt_shape, lq_shape)]
+
+
+def judge_network(part: str, behaviour: Behaviour, *, sees_whole: bool, processes: int) -> list[Finding]:
+    """Judge the share of a network in an update.
 
     Args:
         part: name for the findings.
-        net: a network in its training mode; it is copied, not changed.
-        images: a toy batch (3, C, H, W) of inputs that it takes.
-        sees_whole_batch: whether it works on the whole batch of all processes in one piece.
+        behaviour: what :func:`study_network` has found.
+        sees_whole: whether it gets the whole batch of its process in one piece.
+        processes: how many processes share the batch.
     """
+    if behaviour.untried is not None:
+        return [Finding(part, False, f'could not be tried on a toy batch: {behaviour.untried}')]
     findings = []
-    norms = sorted({type(module).__name__ for module in batch_norms(net)})
-    try:
-        random, coupled = _behaviour(net, images)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        return [Finding(part, sees_whole_batch, f'could not be tried on a toy batch: {str(error).splitlines()[0]}')]
-    if random:
-        findings.append(Finding(part, True, 'draws random numbers; a replayed forward pass draws the same again'))
-    how = ', '.join(norms) or 'tried'
-    if not (coupled or norms):
+    if behaviour.state is not None:
+        findings.append(Finding(part, False, behaviour.state))
+    if behaviour.couples is not None:
+        findings.append(_coupling(part, behaviour, sees_whole, processes))
+    shared = {f'draws random numbers that all samples of a call share ({behaviour.shares_noise})': behaviour.shares_noise,
+              f'changes buffers in each pass ({", ".join(behaviour.buffers)})': behaviour.buffers}
+    for what, applies in shared.items():
+        if applies:
+            findings.append(Finding(part, *_if_alone(what, sees_whole, processes)))
+    if behaviour.draws_noise:
+        findings.append(Finding(part, True, 'random numbers of its own for each sample; a replay draws the same again'))
+    if all(finding.exact for finding in findings) and behaviour.couples is None:
         findings.append(Finding(part, True, 'each sample by itself, whatever its neighbours'))
-    elif sees_whole_batch:
-        findings.append(Finding(part, True, f'couples samples ({how}), but sees the whole batch'))
-    else:
-        findings.append(Finding(part, False, f'couples samples ({how}) and sees a part of the batch'))
     return findings
 
 
-def _behaviour(net: nn.Module, images: Tensor) -> tuple[bool, bool]:
-    """Whether the output is random, and whether a sample's output depends on the other samples."""
-    net, images = copy.deepcopy(net).double(), images.double()
-    device = images.device
-    with torch.no_grad(), frozen_running_statistics(net), one_power_iteration(net):
-        rng = RngState.capture(device)
-        with rng.replayed(device):
-            first, second = net(images), net(images)
-            random = not torch.equal(first, second)
-        for module in net.modules():
-            if isinstance(module, _DropoutNd):
-                module.eval()
-        with rng.replayed(device):
-            whole = net(images)
-        with rng.replayed(device):
-            again = net(images)
-        if not torch.equal(whole, again):
-            raise RuntimeError('its output changes from call to call with the same random numbers')
-        with rng.replayed(device):
-            torch.rand(1)
-            if not torch.equal(net(images), whole):
-                return True, False  # noise of its own: neighbours cannot be told from chance
-        alone = torch.cat([net(image[None]) for image in images])
-    return random, not _close(alone, whole)
+def _coupling(part: str, behaviour: Behaviour, sees_whole: bool, processes: int) -> Finding:
+    what = f'couples samples ({behaviour.couples})'
+    if sees_whole and processes > 1 and behaviour.only_batch_norm:
+        return Finding(part, True, f'{what}, but its statistics are those of the whole batch of all processes')
+    return Finding(part, *_if_alone(what, sees_whole, processes))
 
 
-def _close(value: Tensor, expected: Tensor) -> bool:
-    return bool((value - expected).abs().max() <= 1e-9 * (1 + expected.abs().max()))
+def _if_alone(what: str, sees_whole: bool, processes: int) -> tuple[bool, str]:
+    """Judge something that is right only in one call for the whole batch."""
+    if not sees_whole:
+        return False, f'{what} and sees a part of the batch'
+    if processes > 1:
+        return False, f'{what} and each process sees its own samples only'
+    return True, f'{what}, but sees the whole batch'
 
 
-def audit_losses(losses: SampleLosses, output: Tensor, gt: Tensor, lq: Tensor) -> list[Finding]:
-    """Is each loss the mean of the losses of its parts?
+def judge_losses(behaviours: Mapping[str, Behaviour]) -> list[Finding]:
+    """Judge losses, which are always computed in parts.
 
     Args:
-        losses: the sample losses, in float32 or float64.
-        output: toy images (4, C, H, W).
-        gt: others of the same shape.
-        lq: low-resolution ones (4, C, h, w).
+        behaviours: what :func:`study_losses` has found.
     """
-    with torch.no_grad():
-        whole = losses(output, gt, lq)
-        parts = [losses(*images) for images in zip(*(batch.split(_PARTS) for batch in (output, gt, lq)), strict=True)]
     findings = []
-    for name, value in whole.items():
-        mean = sum(part[name] * count for part, count in zip(parts, _PARTS, strict=True)) / sum(_PARTS)
-        off = float((mean - value).abs() / value.abs().clamp_min(1e-12))
-        exact = off <= 1e-4  # float32 sums; a loss that is no mean is off by its own size
-        findings.append(Finding(name, exact, 'a mean over samples' if exact else
-                                f'no mean over samples: on a toy batch its parts differ from the whole by {off:.2g}'))
+    for name, found in behaviours.items():
+        reason = f'could not be tried on a toy batch: {found.untried}' if found.untried else None
+        reason = reason or found.state or (f'not a mean over samples: {found.couples}' if found.couples else None)
+        if reason is None and found.shares_noise:
+            reason = f'draws random numbers that all samples of a call share ({found.shares_noise})'
+        findings.append(Finding(name, reason is None, reason or 'a mean over samples'))
     return findings
 
 

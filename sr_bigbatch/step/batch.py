@@ -5,33 +5,35 @@ Shapes: B effective batch of this process, M micro-batch, lq (B, C, h, w), gt an
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sr_bigbatch.step.distributed import sum_in_place, world_size
+from sr_bigbatch.step.distributed import my_samples, sum_in_place
 from sr_bigbatch.step.gan_loss import Grades
-from sr_bigbatch.step.replay import RngState
+from sr_bigbatch.step.plan import length
+from sr_bigbatch.step.replay import Snapshot
 from sr_bigbatch.step.sample_losses import LossSums
 from sr_bigbatch.step.update import Verdict
 
 
 @dataclass
 class Draft:
-    """One micro-batch of generated images; ``graph`` is None where the forward pass will be replayed."""
+    """One micro-batch of generated images; ``graph`` is None where the forward pass will be replayed from ``before``."""
 
     samples: slice
-    rng: RngState
+    before: Snapshot | None
     graph: Tensor | None
 
 
 @dataclass
 class Judged:
-    """One micro-batch seen by the discriminator; the graphs are None where the forward passes will be replayed."""
+    """One micro-batch seen by the discriminator; the graphs are None where the passes will be replayed from ``before``."""
 
     samples: slice
-    rng: RngState
+    before: Snapshot | None
     real: Tensor
     fake: Tensor
     graphs: tuple[Tensor, Tensor, Tensor] | None = None  # real logits, generated images (leaf), their logits
@@ -39,15 +41,20 @@ class Judged:
 
 @dataclass
 class Batch:
-    """A batch and everything that a step finds out about it. ``lq`` and ``gt`` stay where they are, on any device."""
+    """A batch and everything that a step finds out about it. ``lq`` and ``gt`` stay where they are, on any device.
+
+    Attributes:
+        sizes: samples of each process, in the order of their ranks.
+    """
 
     lq: Tensor
     gt: Tensor
     device: torch.device
+    sizes: Sequence[int]
     fake: Tensor = field(init=False)
     drafts: list[Draft] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
-    grades: Grades = field(init=False)
+    grades: list[Grades] = field(default_factory=list)  # one for each of judged; the losses are those of the whole batch
     sums: LossSums = field(default_factory=LossSums)
     image_gradient: Tensor = field(init=False)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
@@ -59,8 +66,18 @@ class Batch:
         return int(self.gt.shape[0])
 
     @property
+    def total(self) -> int:
+        """Samples of all processes."""
+        return sum(self.sizes)
+
+    @property
+    def mine(self) -> slice:
+        """Where the samples of this process stand among those of all."""
+        return my_samples(self.sizes)
+
+    @property
     def everything(self) -> slice:
-        """The slice of all samples."""
+        """The slice of all samples of this process."""
         return slice(0, len(self))
 
     def lq_at(self, samples: slice) -> Tensor:
@@ -75,10 +92,11 @@ class Batch:
         """All losses and mean logits of the whole batch of all processes; those of G only if it was its turn."""
         losses = dict(self.sums.values)
         if update_g:
-            losses['l_g_gan'] = self.grades.g_loss
-        losses['l_d_real'], losses['l_d_fake'] = self.grades.d_real_loss, self.grades.d_fake_loss
+            losses['l_g_gan'] = self.grades[0].g_loss
+        losses['l_d_real'], losses['l_d_fake'] = self.grades[0].d_real_loss, self.grades[0].d_fake_loss
         for name, kind in (('out_d_real', 'real'), ('out_d_fake', 'fake')):
-            mean = torch.cat([getattr(part, kind) for part in self.judged]).mean() / world_size()
+            means = [getattr(part, kind).mean() * (length(part.samples) / self.total) for part in self.judged]
+            mean = torch.stack(means).sum()
             sum_in_place([mean])
             losses[name] = mean
         return losses

@@ -1,30 +1,102 @@
 """The few collective operations of a step; every function is the identity in a single process."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside this context a process acts as if it were the only one: what it does concerns its own data alone."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def _has_others() -> bool:
+    return not _alone and dist.is_available() and dist.is_initialized()
+
 
 def world_size() -> int:
     """Number of processes that share the effective batch."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _has_others() else 1
 
 
 def rank() -> int:
     """Index of this process among those that share the effective batch."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _has_others() else 0
 
 
-def gather_batch(values: Tensor) -> Tensor:
-    """Concatenate ``values`` (M, ...) of every process, in the order of their ranks, to (M * world, ...)."""
+def batch_sizes(count: int) -> list[int]:
+    """The samples of every process, in the order of their ranks, given the ``count`` of this one."""
+    if world_size() == 1:
+        return [count]
+    device = torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = count
+    dist.all_reduce(counts)
+    return [int(size) for size in counts.tolist()]
+
+
+def my_samples(sizes: Sequence[int]) -> slice:
+    """Where the samples of this process are in a gathered batch.
+
+    Args:
+        sizes: the samples of every process, as :func:`batch_sizes` tells them.
+    """
+    before = sum(sizes[:rank()])
+    return slice(before, before + sizes[rank()])
+
+
+def gather_batch(values: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """Concatenate ``values`` (M, ...) of every process, in the order of their ranks, to (sum of all M, ...).
+
+    Args:
+        values: of this process.
+        sizes: M of every process, as :func:`batch_sizes` tells them. None: M is the same everywhere.
+    """
     if world_size() == 1:
         return values
-    parts = [torch.empty_like(values) for _ in range(world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.cat(parts)
+    sizes = sizes or [values.shape[0]] * world_size()
+    padded = values.new_zeros(max(sizes), *values.shape[1:])  # all_gather takes tensors of one shape
+    padded[:values.shape[0]] = values
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def sum_gradients(parameters: Sequence[Tensor]) -> None:
+    """Replace the gradient of each parameter by its sum over all processes.
+
+    Which parameters have a gradient may differ between processes, as in networks whose branches depend on the images. A
+    missing gradient counts as zeros where another process has one. It stays missing where no process has one, so that an
+    optimizer with momentum does not move that parameter.
+
+    Args:
+        parameters: the same, in the same order, in every process; those that do not require a gradient are left out.
+    """
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    if world_size() == 1 or not learning:
+        return
+    present = torch.tensor([parameter.grad is not None for parameter in learning], dtype=torch.uint8,
+                           device=learning[0].device)
+    dist.all_reduce(present, dist.ReduceOp.MAX)
+    gradients = []
+    for parameter, somewhere in zip(learning, present.tolist(), strict=True):
+        if somewhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    sum_in_place(gradients)
 
 
 def sum_in_place(tensors: Sequence[Tensor]) -> None:
@@ -46,6 +118,12 @@ def worst(code: int, device: torch.device) -> int:
     codes = torch.tensor([code], device=device)
     dist.all_reduce(codes, dist.ReduceOp.MAX)
     return int(codes.item())
+
+
+def leave_group() -> None:
+    """Leave the group of processes at the end of a run; the interpreter's exit would stop its threads in mid-work (gloo)."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def same_everywhere(net: nn.Module) -> None:

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
-from sr_bigbatch.step.plan import StepPlan
+from sr_bigbatch.step.plan import StepPlan, in_words
 
 _LONGEST_QUIET = 10_000
 
@@ -26,22 +27,26 @@ class ElasticPlan:
         self.quiet = quiet
         self._calm, self._grown = 0, False
 
-    def state_dict(self) -> dict[str, int]:
-        """What is in force: a micro-batch for each part, and the kept graphs."""
-        return {**vars(self.now.micro), 'kept_graphs': self.now.kept_graphs}
+    def state_dict(self) -> dict[str, Any]:
+        """What is in force, and when the next step back is due: a resumed run grows again when it would have grown."""
+        return {**vars(self.now.micro), 'kept_graphs': self.now.kept_graphs, 'quiet': self.quiet, 'calm': self._calm,
+                'grown': self._grown}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what was in force, as far as it is smaller than what is wanted."""
         sizes = {part: min(int(state[part]), size) for part, size in vars(self.wanted.micro).items()}
         self.now = replace(self.wanted, micro=replace(self.wanted.micro, **sizes),
                            kept_graphs=min(int(state['kept_graphs']), self.wanted.kept_graphs))
+        self.quiet, self._calm = int(state.get('quiet', self.quiet)), int(state.get('calm', 0))
+        self._grown = bool(state.get('grown', False))
 
-    def shrink(self, part: str, whole: Collection[str] = ()) -> str | None:
+    def shrink(self, part: str, batch_size: int, uncuttable: Collection[str] = ()) -> str | None:
         """Make ``part`` take less memory.
 
         Args:
             part: a field of :class:`sr_bigbatch.step.plan.MicroBatchSizes`.
-            whole: the parts that must see the whole batch at once.
+            batch_size: of this process, in samples.
+            uncuttable: the parts that must see the whole batch at once.
 
         Returns:
             What was changed, in words; None if nothing is left to change.
@@ -49,28 +54,32 @@ class ElasticPlan:
         if self._grown:
             self.quiet = min(2 * self.quiet, _LONGEST_QUIET)
         self._calm, self._grown = 0, False
-        size = getattr(self.now.micro, part)
-        if size > 1 and part not in whole:
+        size = min(getattr(self.now.micro, part), batch_size)
+        if size > 1 and part not in uncuttable:
             smaller = (size + 1) // 2
             self.now = replace(self.now, micro=replace(self.now.micro, **{part: smaller}))
             return f'micro-batch of the {part} {size} -> {smaller}'
         if self.now.kept_graphs:
             kept, self.now = self.now.kept_graphs, replace(self.now, kept_graphs=0)
-            return f"the generator's graphs are replayed, no longer kept (kept_graphs {kept} -> 0)"
+            return f"the generator's graphs are replayed, no longer kept (kept_graphs {in_words(kept)} -> 0)"
         return None
 
-    def calm(self) -> str | None:
-        """Count a step without trouble; returns what was given back, in words, or None."""
+    def grow_back(self, batch_size: int) -> str | None:
+        """Count a step of ``batch_size`` samples without trouble; returns what was given back, in words, or None."""
         if self.now == self.wanted:
             return None
         self._calm += 1
         if self._calm < self.quiet:
             self._grown = self._grown and self._calm < self.quiet
             return None
-        sizes = {part: min(2 * size, getattr(self.wanted.micro, part)) for part, size in vars(self.now.micro).items()}
+        sizes = {}
+        for part, size in vars(self.now.micro).items():
+            wanted = getattr(self.wanted.micro, part)
+            sizes[part] = wanted if 2 * size >= min(wanted, batch_size) else 2 * size
         if self.now.micro == self.wanted.micro:
             self.now = self.wanted
         else:
             self.now = replace(self.now, micro=replace(self.now.micro, **sizes))
         self._calm, self._grown = 0, True
-        return ', '.join(f'{part} {size}' for part, size in sizes.items()) + f', kept graphs {self.now.kept_graphs}'
+        changes = ', '.join(f'{part} {in_words(size)}' for part, size in sizes.items())
+        return f'{changes}, kept graphs {in_words(self.now.kept_graphs)}'

@@ -10,12 +10,12 @@ from sr_bigbatch.step.precision import widen
 
 
 def flag(values: Tensor) -> Tensor:
-    """A scalar on the device of ``values``: whether all of them are finite. Nobody waits for it."""
+    """A scalar on the device of ``values``: whether all of them are finite. This does not wait for the device."""
     # The sum is one pass over the memory; only in float16 could a sum overflow whose terms are in the range of images.
     return torch.isfinite(values.detach().sum(dtype=torch.float32 if values.dtype is torch.float16 else values.dtype))
 
 
-def spoil_unless_finite(factor: float, *values: Tensor) -> Tensor:
+def nan_unless_finite(factor: float, *values: Tensor) -> Tensor:
     """``factor`` as a scalar tensor, or NaN if one of ``values`` is not finite.
 
     An infinite loss or logit can have finite gradients, because a sigmoid saturates. As a factor on a gradient this has

@@ -5,12 +5,12 @@ Shapes: logits are (B, ...): (B, 1) from a discriminator that judges images, (B,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sr_bigbatch.step.finite import spoil_unless_finite
+from sr_bigbatch.step.finite import nan_unless_finite
 
 GanLoss = Callable[..., Tensor]
 """``gan_loss(logits, target_is_real, is_disc=...) -> scalar``, as BasicSR's ``GANLoss``."""
@@ -27,15 +27,20 @@ class Grades:
     d_real: Tensor
     d_fake: Tensor
 
+    def at(self, samples: slice) -> Grades:
+        """The gradients of some samples. The losses stay those of the whole batch."""
+        return Grades(self.g_loss, self.d_real_loss, self.d_fake_loss,
+                      self.g_fake[samples], self.d_real[samples], self.d_fake[samples])
+
     @staticmethod
-    def weighted(parts: list[tuple[float, Grades]]) -> Grades:
-        """Grades of a batch whose loss is the weighted sum of the losses of its parts (weight, grades)."""
+    def weighted(parts: list[tuple[float, Grades]]) -> list[Grades]:
+        """The grades of each part of a batch whose loss is the weighted sum of the losses of its parts (weight, grades)."""
+        losses = [torch.stack([weight * getattr(grades, name) for weight, grades in parts]).sum(0) for name in _LOSSES]
+        return [Grades(*losses, *(weight * getattr(grades, name) for name in _GRADIENTS)) for weight, grades in parts]
 
-        def join(name: str) -> Tensor:
-            values = [weight * getattr(grades, name) for weight, grades in parts]
-            return torch.stack(values).sum(0) if name.endswith('loss') else torch.cat(values)
 
-        return Grades(**{field.name: join(field.name) for field in fields(Grades)})
+_LOSSES = ('g_loss', 'd_real_loss', 'd_fake_loss')
+_GRADIENTS = ('g_fake', 'd_real', 'd_fake')
 
 
 def grade(gan_loss: GanLoss, real: Tensor, fake: Tensor, *, relativistic: bool) -> Grades:
@@ -65,6 +70,6 @@ def grade(gan_loss: GanLoss, real: Tensor, fake: Tensor, *, relativistic: bool) 
             d_fake_loss = gan_loss(fake_d, False, is_disc=True)
         gradients = [torch.autograd.grad(loss, logits)[0]
                      for loss, logits in ((g_loss, fake_g), (d_real_loss, real_d), (d_fake_loss, fake_d))]
-    health = spoil_unless_finite(1.0, real, fake)
+    health = nan_unless_finite(1.0, real, fake)
     gradients = [gradient * health.to(gradient.dtype) for gradient in gradients]
     return Grades(g_loss.detach(), d_real_loss.detach(), d_fake_loss.detach(), *gradients)

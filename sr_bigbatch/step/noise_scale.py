@@ -17,7 +17,7 @@ class NoiseScale:
     """The simple noise scale of a gradient, from its squared norm over a part and over the whole of each batch.
 
     Both unbiased estimates, of the squared norm of the true gradient and of the variance of a sample's, are averaged over
-    updates before they are divided. Nobody waits for the device before :attr:`value` is asked for.
+    updates before they are divided. Only :attr:`value` waits for the device.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class NoiseScale:
         self._weight, self._updates = float(state['weight']), int(state['updates'])
 
 
-def verdict(network: str, value: float, batch: int) -> str:
+def batch_size_advice(network: str, value: float, batch: int) -> str:
     """A sentence on a batch, given the noise scale of a network's gradient.
 
     Args:

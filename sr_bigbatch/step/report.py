@@ -26,7 +26,7 @@ class Event:
 
 
 KINDS = ('gradient overflow', 'forward overflow', 'wider dtype', 'bad input', 'refused', 'out of memory', 'memory back',
-         'weights restored')
+         'weights restored', 'inexact')
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,8 @@ class StepReport:
     output: Tensor | None
     verdicts: dict[str, Verdict]
     events: list[Event] = field(default_factory=list)
+
+    @property
+    def committed(self) -> frozenset[str]:
+        """The networks that have moved: ``'g'``, ``'d'``, both or none."""
+        return frozenset(name for name, verdict in self.verdicts.items() if verdict is Verdict.COMMITTED)

@@ -7,18 +7,17 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from sr_bigbatch.step.distributed import sum_in_place
+from sr_bigbatch.step.distributed import sum_gradients
 from sr_bigbatch.step.finite import LateFlag, flag
 from sr_bigbatch.step.loss_scale import LossScale
 from sr_bigbatch.step.noise_scale import NoiseScale
 from sr_bigbatch.step.out_of_memory import OutOfMemory, is_out_of_memory
 
-_ZERO_STATE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
-
 
 class Verdict(Enum):
     """What became of the accumulated gradient."""
 
+    USABLE = 'fit to be applied'
     COMMITTED = 'committed'
     REPEAT = 'repeat'
     REFUSED = 'refused'
@@ -29,19 +28,20 @@ class SafeUpdate:
 
     Args:
         optimizer: the optimizer of one network.
-        loss_scale: multiplies what is differentiated; :meth:`is_finite` divides it out of the gradients.
+        loss_scale: multiplies what is differentiated; :meth:`finalize_gradient` divides it out of the gradients.
         clip: called once per commit, after unscaling and only with finite gradients; clips ``.grad`` in place.
+        values: whether gradients have values to look at; those of fake tensors have none.
 
     Attributes:
         noise: scale of the gradient noise, where batches are worked through in parts.
-        suspect: after a gradient that was not finite: the first parameter concerned.
+        first_nonfinite: after a gradient that was not finite: the parameter concerned, the worst of them.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, loss_scale: LossScale | None = None,
-                 clip: Callable[[], None] | None = None) -> None:
-        self.optimizer, self.clip = optimizer, clip
+                 clip: Callable[[], None] | None = None, *, values: bool = True) -> None:
+        self.optimizer, self.clip, self._values = optimizer, clip, values
         self.loss_scale = loss_scale or LossScale.constant()
-        self.suspect: Tensor | None = None
+        self.first_nonfinite: Tensor | None = None
         self.noise = NoiseScale()
         self._part: tuple[Tensor, int, int] | None = None
         self._squared_norm: Tensor | None = None
@@ -63,39 +63,20 @@ class SafeUpdate:
         self._late.reset()
         self._part = None
 
-    def allocate(self) -> None:
-        """Make the state of an optimizer of the Adam family now, so that its memory is not missing at the first commit.
-
-        Nothing is computed: every entry is zero, as the optimizer itself would begin.
-        """
-        state = self.optimizer.state
-        new = [parameter for parameter in self.parameters if parameter.requires_grad and parameter not in state]
-        if not isinstance(self.optimizer, _ZERO_STATE) or not new:
-            return
-        kept = [(parameter, parameter.detach().clone()) for parameter in new]
-        for parameter in new:
-            parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        with torch.no_grad():
-            for parameter, value in kept:
-                parameter.copy_(value)
-                for name, entry in state[parameter].items():
-                    entry.fill_(1) if name == 'mu_product' else entry.zero_()
-        self.reset()
-
     def reserve(self) -> None:
-        """Make sure that :meth:`is_finite` and :meth:`apply` find the memory that they need: an optimizer that is
-        interrupted half-way can be neither finished nor undone.
+        """Make sure that :meth:`finalize_gradient` and :meth:`apply` find the memory that they need: an optimizer that is
+        interrupted half-way can be neither finished nor undone. The first commit also makes the optimizer's state.
         """
-        size = sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
-        torch.empty(3 * size, dtype=torch.uint8, device=self.parameters[0].device)
+        sizes = {parameter: parameter.numel() * parameter.element_size() for parameter in self.parameters}
+        moments = sum(size for parameter, size in sizes.items() if parameter not in self.optimizer.state)
+        torch.empty(3 * sum(sizes.values()) + 2 * moments, dtype=torch.uint8, device=self.parameters[0].device)
 
-    def note_part(self, part: int, whole: int) -> None:
-        """Remember how long the gradient is that the first ``part`` of ``whole`` samples have made; the later calls of a
-        step do nothing.
-        """
-        if self._part is None and part < whole:
+    def record_partial_norm(self, part: int, whole: int) -> None:
+        """Keep the gradient norm after the first ``part`` of ``whole`` samples; later calls of a step do nothing."""
+        if self._part is None and part < whole and self._values:
             gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            if not gradients:
+                return
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             self._part = (norm * whole / part / self.scale)**2, part, whole
 
@@ -105,19 +86,23 @@ class SafeUpdate:
         Looks at the parameter that gradients reach last: an overflow in a backward pass reaches it, too. Looks only while
         the scale can be lowered; where it cannot, an overflow is too rare to look for it before the end.
         """
-        if self.scale <= self.loss_scale.floor:
+        if self.scale <= self.loss_scale.floor or not self._values:
             return False
         last = self.optimizer.param_groups[0]['params'][0].grad
         return last is not None and self._late.is_false(flag(last))
 
-    def is_finite(self) -> bool:
-        """Sum the accumulated gradient over all processes and divide the scale out, once; whether it may be applied."""
+    def finalize_gradient(self) -> bool:
+        """Sum the accumulated gradient over all processes and divide the scale out. Call it once per accumulation.
+
+        Returns:
+            Whether it is finite and may be applied; one that is not is forgotten.
+        """
+        sum_gradients(self.parameters)
         parameters = [parameter for parameter in self.parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        sum_in_place(gradients)
         if self.scale != 1:
             torch._foreach_div_(gradients, self.scale)
-        if not gradients:
+        if not gradients or not self._values:
             return True
         # The norm, not isfinite: one finite gradient of 1e30 sets Adam's second moment to inf for ever, and its square
         # overflows here. One synchronisation per network and step.
@@ -126,12 +111,12 @@ class SafeUpdate:
         if bool(torch.isfinite(norm)):
             self._squared_norm = norm**2
             return True
-        self.suspect = parameters[int(norms.nan_to_num(float('inf')).argmax())]
+        self.first_nonfinite = parameters[int(norms.nan_to_num(float('inf')).argmax())]
         self.reset()
         return False
 
     def apply(self) -> Verdict:
-        """Step the optimizer with a gradient that :meth:`is_finite` has approved, and forget the gradient.
+        """Step the optimizer with a gradient that :meth:`finalize_gradient` has approved, and forget the gradient.
 
         Raises:
             OutOfMemory: if memory ran out while weights were being changed.
@@ -160,6 +145,6 @@ class SafeUpdate:
             again. REFUSED: it overflowed at the floor of the scale, where a repetition would overflow again; nothing
             but ``.grad`` has changed.
         """
-        if self.is_finite():
+        if self.finalize_gradient():
             return self.apply()
         return Verdict.REPEAT if self.loss_scale.overflow() else Verdict.REFUSED

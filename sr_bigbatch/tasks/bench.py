@@ -2,47 +2,24 @@
 from __future__ import annotations
 
 import copy
-import os
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
-from basicsr.archs.rrdbnet_arch import RRDBNet
-from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
-from basicsr.models import build_model
 from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
-from sr_bigbatch.hosts.basicsr.options.check import complete
-from sr_bigbatch.hosts.basicsr.training.pictures import save_figure
-from sr_bigbatch.hosts.basicsr.training.train import start_processes
+from sr_bigbatch.hosts.basicsr.outside_training import model_of
+from sr_bigbatch.hosts.basicsr.plain_rrdb import plain_rrdb
 from sr_bigbatch.nets.rrdb import POLICIES, CheckpointedRRDBNet
+from sr_bigbatch.report.pictures import save_figure
 
 BASELINE = 'BasicSR, undivided'
 _OURS = ('micro_batch_size', 'kept_graphs', 'accumulation', 'optim_wrapper', 'relativistic_gan')
-
-
-@contextmanager
-def random_vgg() -> Iterator[None]:
-    """Work in a folder where BasicSR finds random weights in the place of VGG19's: for timing only."""
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / VGG_PRETRAIN_PATH
-        target.parent.mkdir(parents=True)
-        torch.save({name: value if name.startswith('features') else torch.zeros(1).expand(value.shape)
-                    for name, value in torchvision.models.vgg19().state_dict().items()}, target)
-        os.chdir(folder)
-        try:
-            yield
-        finally:
-            os.chdir(before)
 
 
 def contenders(opt: dict[str, Any], gt_size: int, batch: int, micro: int, blocks: int) -> dict[str, dict[str, Any]]:
@@ -80,11 +57,7 @@ def images_per_second(candidates: dict[str, dict[str, Any]], rounds: int) -> dic
 
 
 def _step(opt: dict[str, Any]) -> Callable[[], None]:
-    opt = copy.deepcopy(opt)
-    complete(opt, Path.cwd(), auto_resume=False, debug=False)
-    start_processes(opt, 'none')
-    torch.manual_seed(0)
-    model = build_model(opt)
+    model = model_of(opt, Path.cwd())
     data = opt['datasets']['train']
     count, size, low = data['batch_size_per_gpu'], data['gt_size'], data['gt_size'] // opt['scale']
     batch = {'gt': torch.rand(count, 3, size, size), 'lq': torch.rand(count, 3, low, low)}
@@ -107,12 +80,11 @@ def rows(speeds: dict[str, list[float]]) -> list[tuple[str, float, float]]:
 
 def generators(blocks: int) -> dict[str, nn.Module]:
     """BasicSR's RRDBNet, and ours with the same weights under each policy."""
-    host = RRDBNet(3, 3, 4, 64, blocks, 32)
-    nets: dict[str, nn.Module] = {'BasicSR': host}
-    for policy in POLICIES:
-        nets[policy] = CheckpointedRRDBNet(3, 3, 4, 64, blocks, 32, policy)
-        nets[policy].load_state_dict(host.state_dict())
-    return nets
+    ours = {policy: CheckpointedRRDBNet(3, 3, 4, 64, blocks, 32, policy) for policy in POLICIES}
+    first = next(iter(ours.values()))
+    for net in ours.values():
+        net.load_state_dict(first.state_dict())
+    return {'BasicSR': plain_rrdb(first), **ours}
 
 
 def draw_bytes(kept: dict[tuple[str, str], int], target: Path) -> Path:

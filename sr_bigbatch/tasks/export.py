@@ -5,9 +5,9 @@ import logging
 from pathlib import Path
 
 import torch
-from basicsr.archs.rrdbnet_arch import RRDBNet
 
 from sr_bigbatch.files.storage import write_atomically
+from sr_bigbatch.hosts.basicsr.plain_rrdb import plain_rrdb
 from sr_bigbatch.nets.rrdb import CheckpointedRRDBNet
 
 _EXAMPLE = 64  # pixels
@@ -21,15 +21,11 @@ def export_onnx(net: CheckpointedRRDBNet, path: Path) -> None:
         ImportError: if onnx or onnxscript is not installed.
     """
     channels = net.conv_last.out_channels
-    # BasicSR's network computes the same with plain operations; ours has backward passes of its own.
-    plain = RRDBNet(channels, channels, net.scale, net.conv_first.out_channels, len(net.body),
-                    net.get_submodule('body.0.rdb1.conv1').out_channels)
-    plain.load_state_dict(net.state_dict())
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     example = torch.rand(2, channels, _EXAMPLE, _EXAMPLE)
     free = {0: torch.export.Dim('n'), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
-    program = torch.onnx.export(plain.eval(), (example,), dynamo=True, input_names=['image'], output_names=['upscaled'],
-                                dynamic_shapes=(free,), verbose=False)
+    program = torch.onnx.export(plain_rrdb(net).eval(), (example,), dynamo=True, input_names=['image'],
+                                output_names=['upscaled'], dynamic_shapes=(free,), verbose=False)
     if program is None:
         raise RuntimeError('torch.onnx.export returned nothing')
     content = program.model_proto.SerializeToString()

@@ -1,8 +1,7 @@
-"""Photographs become sub-images, their low-resolution partners and, if wanted, LMDBs of BasicSR's layout."""
+"""Photographs become sub-images and their low-resolution partners."""
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from basicsr.utils.lmdb_util import make_lmdb_from_imgs
-from basicsr.utils.matlab_functions import imresize
 from tqdm import tqdm
+
+from sr_bigbatch.hosts.basicsr.images import bicubic
 
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'}
 BUNDLED_TRAIN = ('astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png')
@@ -49,7 +48,7 @@ def photographs(folder: Path) -> list[Path]:
     """The image files of a folder, in order of their names.
 
     Raises:
-        FileNotFoundError: if it is no folder or holds no image.
+        FileNotFoundError: if it is not a folder or holds no image.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f'there is no folder {folder}')
@@ -128,8 +127,7 @@ def _cut_one(file: Path, gt_folder: Path, lq_folder: Path, cut: Cut | None, scal
         for number, part in enumerate(_parts(image, file, cut, scale), 1):
             name = f'{file.stem}_s{number:03d}.png' if cut else f'{file.stem}.png'
             _write(gt_folder / name, part)
-            low = imresize(part.astype(np.float32) / 255, 1 / scale)
-            _write(lq_folder / name, (low.clip(0, 1) * 255).round().astype(np.uint8))
+            _write(lq_folder / name, bicubic(part, 1 / scale))
         done.touch()
     except RefusedImage as error:
         return str(error)
@@ -170,14 +168,3 @@ def _write(target: Path, image: np.ndarray) -> None:
     partial_file = target.with_name(f'.{target.name}.part')
     partial_file.write_bytes(encoded.tobytes())
     os.replace(partial_file, target)
-
-
-def make_lmdb(folder: Path) -> Path:
-    """Pack the PNG files of ``folder`` into ``folder.lmdb``, in BasicSR's layout; an older LMDB is replaced."""
-    target, fresh = folder.with_suffix('.lmdb'), folder.with_name(f'{folder.name}.part.lmdb')
-    for old in (fresh, target):
-        shutil.rmtree(old, ignore_errors=True)
-    names = sorted(path.name for path in folder.glob('*.png'))
-    make_lmdb_from_imgs(str(folder), str(fresh), names, [Path(name).stem for name in names])
-    os.replace(fresh, target)
-    return target

@@ -1,4 +1,4 @@
-"""Translates a training recipe to another effective batch: what counts iterations is to count the same number of images."""
+"""Translates a training recipe to another effective batch: rescales iteration counts to equal images."""
 from __future__ import annotations
 
 import copy
@@ -51,7 +51,7 @@ def translate(opt: dict[str, Any], batch: int, lr_rule: str = 'same') -> str:
         before = int(opt['datasets']['train']['batch_size_per_gpu']) * processes
         model, train = opt['model_type'], opt['train']
     except (KeyError, TypeError, ValueError) as error:
-        raise OptionError([f'this is no option file of a BasicSR training: {error} is missing or wrong']) from None
+        raise OptionError([f'this is not an option file of a BasicSR training: {error} is missing or wrong']) from None
     if model not in _MODELS and model not in _MODELS.values():
         raise OptionError([f'model_type is {model}; recipes for {", ".join(_MODELS)} can be translated'])
     if lr_rule not in LR_RULES:

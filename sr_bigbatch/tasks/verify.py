@@ -2,22 +2,16 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.models import build_model
-from basicsr.models.esrgan_model import ESRGANModel
-from basicsr.models.sr_model import SRModel
-from basicsr.models.srgan_model import SRGANModel
 from torch import Tensor, nn
 
-from sr_bigbatch.hosts.basicsr.options.check import complete
-from sr_bigbatch.hosts.basicsr.training.train import start_processes
+from sr_bigbatch.hosts.basicsr.outside_training import model_of
+from sr_bigbatch.hosts.basicsr.undivided_update import undivided_update
 from sr_bigbatch.options import OptionError
-from sr_bigbatch.step.elastic_plan import ElasticPlan
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
 from sr_bigbatch.step.replay import one_power_iteration
 
@@ -106,10 +100,7 @@ def _model(opt: dict[str, Any], root: Path, seed: int) -> Any:
     if opt['train'].get('ldl_opt'):
         raise OptionError(['train.ldl_opt: no model of BasicSR makes the undivided update with relativistic and artifact '
                            'loss; verify without it (--force_yml train:ldl_opt=~)'])
-    complete(opt, root, auto_resume=False, debug=False)
-    start_processes(opt, 'none')
-    torch.manual_seed(seed)
-    model = build_model(opt)
+    model = model_of(opt, root, seed)
     for part in (*_networks(model).values(), model.cri_pix, model.cri_perceptual, getattr(model, 'cri_gan', None)):
         if part is not None:
             part.double()
@@ -143,15 +134,10 @@ def _update(model: Any, start: dict[str, dict[str, Tensor]], plan: StepPlan | No
     iteration = model.opt['train'].get('net_d_init_iters', 0) + model.opt['train'].get('net_d_iters', 1)
     iteration += -iteration % model.opt['train'].get('net_d_iters', 1)
     if plan is not None:
-        model.step.recovery.plan = ElasticPlan(plan)
+        model.step.plan = plan
         model.optimize_parameters(iteration)
     else:
-        relativistic = model.opt['train'].get('relativistic_gan', True)
-        host = SRModel if not hasattr(model, 'net_d') else ESRGANModel if relativistic else SRGANModel
-        with ExitStack() as frozen:
-            for net in _networks(model).values():
-                frozen.enter_context(one_power_iteration(net))
-            host.optimize_parameters(model, iteration)
+        undivided_update(model, iteration)
     return _snapshot(model)
 
 

@@ -74,12 +74,18 @@ def test_a_network_that_can_be_built_passes_the_check(small, tmp_path, monkeypat
     assert _tool('check', small, tmp_path, monkeypatch) == 0
 
 
-@pytest.mark.parametrize('network', [SWINIR, {'type': 'LookingGenerator'}, {'type': 'LookingGenerator', 'forward': True}],
-                         ids=['SwinIR', 'constructor', 'forward'])
+@pytest.mark.parametrize('network', [SWINIR, {'type': 'LookingGenerator'}], ids=['SwinIR', 'constructor'])
 def test_a_network_that_reads_values_is_trained(small, tmp_path, monkeypatch, network):
     small['network_g'] = network
     assert run_train(small, tmp_path, monkeypatch) == 0
     assert (tmp_path / 'experiments' / 'quickstart' / 'models' / 'net_g_2.pth').is_file()
+
+
+def test_a_network_that_decides_by_a_value_of_the_whole_batch_is_refused(small, tmp_path, monkeypatch, capsys):
+    small['network_g'] = {'type': 'LookingGenerator', 'forward': True}
+    assert run_train(small, tmp_path, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert '\n- generator: ' in error and 'value of the whole batch' in error and 'Traceback' not in error
 
 
 PLAN = ('--val-size', '64', '--vram', '8', '--tflops', '1')

@@ -6,6 +6,7 @@ from torch import nn
 from sr_bigbatch.hosts.basicsr.model.saved_state import not_finite
 from sr_bigbatch.step.finite import poisoned, read
 from tests.far_device import FarTensor
+from tests.hosts.test_basicsr_models import _batch
 
 
 def _as_on_a_gpu(optimizer):
@@ -19,8 +20,8 @@ def _as_on_a_gpu(optimizer):
 @pytest.mark.parametrize('broken', [None, 0, 1])
 def test_a_save_looks_at_the_optimizer_on_a_gpu_and_at_its_steps_on_the_cpu(built, broken):
     model = built()
-    for wrapper in model.optim_wrappers:
-        wrapper.safe_update.allocate()
+    model.feed_data(_batch(model.opt))
+    model.optimize_parameters(1)  # makes Adam's state
     for index, optimizer in enumerate(model.optimizers):
         moment = next(iter(optimizer.state.values()))['exp_avg_sq']
         if index == broken:

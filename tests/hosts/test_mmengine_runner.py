@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 from tests.conftest import ROOT, load_tool, run_two_processes
+from tests.reference import checked
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # mmengine's own
 
@@ -97,6 +98,7 @@ def test_one_update_is_that_of_basicsrs_model(opt, built, config):
 def test_the_average_moves_only_with_the_generator(opt, built, config):
     _, ours, wrappers = _models(opt, built, config)
     batch = {'lq': torch.rand(4, 3, 8, 8), 'gt': torch.rand(4, 3, 32, 32)}
+    ours.step = checked(ours._step(wrappers), batch['lq'], batch['gt'])
     handle = next(ours.net_g.parameters()).register_hook(lambda gradient: gradient * float('nan'))
     before = copy.deepcopy(ours.net_g_ema.state_dict())
     ours.train_step(batch, wrappers)
@@ -114,10 +116,13 @@ def test_a_discriminator_with_batch_norm_sees_the_whole_batch_and_a_generator_wi
     wrappers = OPTIM_WRAPPER_CONSTRUCTORS.build({'type': 'OptimWrapperPerNetwork', 'optim_wrapper_cfg': settings})(model)
     batch = {'lq': torch.rand(4, 3, 8, 8), 'gt': torch.rand(4, 3, 32, 32)}
     model.train_step(batch, wrappers)
-    assert model.step.recovery.plan.now.micro.discriminator == 4 and model.step.recovery.plan.now.micro.generator == 2
+    assert model.step.plan.micro.discriminator >= 4 and model.step.plan.micro.generator == 2
+    longer = {name: torch.cat([images, images.flip(0)]) for name, images in batch.items()}
+    model.train_step(longer, wrappers)  # also a batch that is longer than the first
+    assert model.step.plan.micro.discriminator >= 8
     model.step = None
-    model.net_g.conv_hr = torch.nn.Sequential(model.net_g.conv_hr, torch.nn.BatchNorm2d(8))
-    with pytest.raises(ValueError, match='BatchNorm over a part of the batch'):
+    model.net_g = torch.nn.Sequential(torch.nn.Conv2d(3, 48, 3, 1, 1), torch.nn.BatchNorm2d(48), torch.nn.PixelShuffle(4))
+    with pytest.raises(ValueError, match=r'generator: couples samples \(BatchNorm2d\) and sees a part of the batch'):
         model.train_step(batch, wrappers)
 
 

@@ -15,6 +15,7 @@ from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp
 from sr_bigbatch.step.update import Verdict
 from tests.conftest import run_train
 from tests.hosts.test_basicsr_models import _batch
+from tests.reference import checked
 
 
 def _nan(gradient):
@@ -43,6 +44,7 @@ def test_schedules_stand_still_with_their_network(opt, built):
     opt['train']['scheduler'] = {'type': 'MultiStepLR', 'milestones': [2, 3, 4], 'gamma': 0.5}
     model = built()
     model.feed_data(_batch(model.opt))
+    checked(model.step, model.lq, model.gt)
     handle = next(model.net_g.parameters()).register_hook(_nan)
     rates = []
     for iteration in range(1, 6):
@@ -105,6 +107,7 @@ def test_scales_counters_and_precision_survive_a_resume(opt, built, tmp_path):
     model.opt['path'].update(models=str(tmp_path / 'm'), training_states=str(tmp_path / 's'))
     model.feed_data(_batch(model.opt))
     failures = [1]
+    checked(model.step, model.lq, model.gt)
     next(model.net_g.parameters()).register_hook(lambda gradient: _nan(gradient) if failures and failures.pop() else None)
     model.optimize_parameters(1)
     assert model.report.verdicts == {'g': Verdict.COMMITTED, 'd': Verdict.COMMITTED}

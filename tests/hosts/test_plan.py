@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sr_bigbatch.hosts.basicsr.plan import prediction
+from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.memory.live_bytes import LiveBytes
 from sr_bigbatch.memory.predict import CONTEXT_BYTES, choose, fit
 from sr_bigbatch.options import load
@@ -18,6 +19,10 @@ def _small(memory='lean', norm='group', dtype='float32', **train):
     opt['network_d'].update(num_feat=8, norm=norm)
     opt['train'].update(optim_wrapper={'dtype': dtype}, **train)
     return opt
+
+
+def _settings(*arguments, **train):
+    return TrainingSettings.from_options(_small(*arguments, **train))
 
 
 def test_live_bytes_are_counted_until_they_die():
@@ -37,10 +42,10 @@ def test_live_bytes_are_counted_until_they_die():
     ('minimal', 'spectral', 'bfloat16', 12, 4, True), ('minimal', 'group', 'float32', 7, 2, False),
     ('lean', 'batch', 'bfloat16', 8, 8, True)])
 def test_the_peak_fitted_on_fake_tensors_is_the_peak_of_a_real_step(memory, norm, dtype, batch, micro, kept, monkeypatch):
-    opt = _small(memory, norm, dtype, perceptual_opt=None)
-    model = fit(lambda count, size: prediction.predict(opt, 64, count, size, kept), batch)
+    settings = _settings(memory, norm, dtype, perceptual_opt=None)
+    model = fit(lambda count, size: prediction.predict(settings, 64, count, size, kept), batch)
     monkeypatch.setattr(prediction, 'FakeTensorMode', contextlib.nullcontext)
-    real = prediction.predict(opt, 64, batch, micro, kept)
+    real = prediction.predict(settings, 64, batch, micro, kept)
     predicted = model.peak(micro)
     assert max(predicted.values()) == pytest.approx(max(real.peak.values()), rel=0.05)
     assert model.flops(micro) * batch == pytest.approx(real.flops, rel=0.01)
@@ -49,7 +54,7 @@ def test_the_peak_fitted_on_fake_tensors_is_the_peak_of_a_real_step(memory, norm
 @pytest.mark.slow
 def test_the_full_recipe_fits_small_cards_with_little_more_work():
     opt = load(ROOT / 'options' / 'esrgan_256_bs128.yml')
-    plans = prediction.candidates(opt, 256, 1024)
+    plans = prediction.candidates(TrainingSettings.from_options(opt), 256, 1024)
     for gigabytes, flops in ((4, 1.25), (8, 1.25), (24, 1.03)):
         plan = choose(plans, gigabytes * 2**30)
         assert plan is not None and plan.flops <= flops
@@ -65,8 +70,9 @@ def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeyp
     opt['custom_hooks'] = [{'type': 'ProgressiveResolutionHook', 'stages': [{'gt_size': 64, 'until': 5}, {'gt_size': 128}]}]
     opt['train']['perceptual_opt'] = None
     path.write_text(yaml.safe_dump(opt))
-    predicted = {size: prediction.candidates(opt, size, 64) for size in (64, 128)}  # once, for all calls below
-    monkeypatch.setattr(prediction, 'candidates', lambda opt, size, *_: predicted[size])
+    settings = TrainingSettings.from_options(opt)
+    predicted = {size: prediction.candidates(settings, size, 64) for size in (64, 128)}  # once, for all calls below
+    monkeypatch.setattr(prediction, 'candidates', lambda settings, size, *_: predicted[size])
 
     def plan(*arguments):
         monkeypatch.setattr('sys.argv', ['plan.py', '-opt', str(path), '--val-size', '64', *arguments])

@@ -101,7 +101,7 @@ def test_at_the_border_the_discriminator_grows_and_keeps_its_moments_and_the_bat
 
     model.enter_stage = watched
     for _ in _train_at(model, dataset, range(1, 9)):
-        seen.append((model.net_d.input_size, *model.output.shape[::3], model.step.recovery.plan.now.micro.generator))
+        seen.append((model.net_d.input_size, *model.output.shape[::3], model.step.plan.micro.generator))
     assert seen == [(64, 4, 64, 2)] * 3 + [(128, 4, 128, 1)] * 5
     rates = list(rates.values())
     base = rates[0][0]

@@ -445,7 +445,7 @@ def test_a_broken_lmdb_is_named_before_the_start(short, data, tmp_path, monkeypa
     whole = (folder / 'data.mdb').read_bytes()
     meta = (folder / 'meta_info.txt').read_text()
     for content, names, message in ((whole[:len(whole) // 2], meta, 'was cut off: it should have'),
-                                    (b'no database', meta, 'is no LMDB, or damaged'),
+                                    (b'no database', meta, 'is not an LMDB, or damaged'),
                                     (whole, meta + 'ghost.png (128,128,3) 1\n', 'has no image ghost')):
         (folder / 'data.mdb').write_bytes(content)
         (folder / 'meta_info.txt').write_text(names)

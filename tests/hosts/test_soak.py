@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.hosts.test_reliability import _fork, _status, _write, short  # noqa: F401  (a fixture)
+from tests.reference import checked
 
 MINUTES = float(os.environ.get('SR_BIGBATCH_SOAK_MINUTES', '1'))
 _MB = 2**20
@@ -21,6 +22,7 @@ def _trouble(folder, disturbed):
 
     def one(self, epoch, iteration, batch, waited):
         model, chance, handles = self.model, random.Random(iteration), []
+        checked(model.step, batch['lq'], batch['gt'])
         if disturbed and chance.random() < 0.1:
             parameter = chance.choice([*model.net_g.parameters()])
             once = [float('inf')]

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from sr_bigbatch.options import OptionError
-from sr_bigbatch.tasks.study import Trial, final, fit, options_of, visible_gpus
+from sr_bigbatch.report.study_results import Trial, final, fit
+from sr_bigbatch.tasks.study import options_of, visible_gpus
 from tests.conftest import load_tool
 
 

@@ -68,8 +68,8 @@ def test_command_line_of_basicsr_is_understood(opt, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('entry', 'message'), [
-    ('train:mirco_batch_size=2', 'train.mirco_batch_size is no known option; did you mean micro_batch_size?'),
-    ('train:gt_size=64', 'train.gt_size is no known option'),
+    ('train:mirco_batch_size=2', 'train.mirco_batch_size is not a known option; did you mean micro_batch_size?'),
+    ('train:gt_size=64', 'train.gt_size is not a known option'),
     ('micro_batch_size=2', 'it belongs into the section train'),
     ('trian:total_iter=2', 'did you mean train?'),
     ('network_g:num_blocks=2', 'did you mean num_block?'),
@@ -107,7 +107,7 @@ def test_command_line_of_basicsr_is_understood(opt, tmp_path, monkeypatch):
     ('num_gpu=-1', 'num_gpu must be auto, 0 (CPU) or a number of GPUs'),
     ('scale=0', 'scale must be a positive whole number'),
     ('train:optim_g:type=Adm', 'train.optim_g.type: Adm is not known'),
-    ('train:optim_g:lrate=1', 'train.optim_g.lrate is no known option'),
+    ('train:optim_g:lrate=1', 'train.optim_g.lrate is not a known option'),
     ('model_type=AccumulatingEsrganModel', 'AccumulatingEsrganModel is not registered; did you mean'),
     ('train:gan_opt=~', 'train.gan_opt is missing'),
     ('network_d=~', 'network_d is missing'),
@@ -121,10 +121,9 @@ def test_command_line_of_basicsr_is_understood(opt, tmp_path, monkeypatch):
     ('network_g:scale=3', 'network_g: scale must be one of 1, 2 and 4'),
     ('datasets:train:batch_size_per_gpu=4000', 'fill no batch of 4000'),
     ('datasets:train:dataroot_lq=/nowhere', 'there is no folder /nowhere'),
-    ('datasets:train:io_backend:type=lmdb', 'is no LMDB of BasicSR'),
+    ('datasets:train:io_backend:type=lmdb', 'is not an LMDB of BasicSR'),
     ('path:pretrain_network_g=/nowhere.pth', 'there is no file /nowhere.pth'),
     ('train:ema_decay=1.5', 'train.ema_decay must be in [0, 1)'),
-    ('train:pixel_opt=~', 'are both missing'),
     ('train={ema_decay: 0, ldl_opt: {type: L1Loss}}', 'set train.ema_decay'),
     ('train:total_iter', 'expected section:key=value'),
     ('train:total_iter=[1, 2', '--force_yml'),
@@ -138,6 +137,21 @@ def test_a_mistake_is_one_clear_error_before_anything_is_written(opt, tmp_path, 
     error = capsys.readouterr().err
     assert message in error and 'Traceback' not in error
     assert set(tmp_path.rglob('*')) == before
+
+
+def test_without_a_discriminator_some_loss_is_needed(opt, tmp_path, monkeypatch, capsys):
+    opt['model_type'] = 'AccumulatingSRModel'
+    opt['train'].pop('pixel_opt')
+    assert _train(monkeypatch, '-opt', _write(opt, tmp_path / 'run.yml')) == 2
+    assert 'train.pixel_opt and train.perceptual_opt are both missing' in capsys.readouterr().err
+
+
+def test_a_gan_loss_alone_trains(opt, tmp_path, monkeypatch):
+    opt['train'].pop('pixel_opt')
+    opt['train']['total_iter'] = 2
+    assert _train(monkeypatch, '-opt', _write(opt, tmp_path / 'run.yml')) == 0
+    lines = (tmp_path / 'experiments' / 'quickstart' / 'train_log.jsonl').read_text().splitlines()
+    assert {key for key in json.loads(lines[-2]) if key.startswith('l_')} == {'l_g_gan', 'l_d_real', 'l_d_fake'}
 
 
 def test_several_mistakes_are_told_together(opt, tmp_path, monkeypatch, capsys):

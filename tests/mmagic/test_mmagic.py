@@ -79,7 +79,7 @@ def test_the_accumulating_model_trains_there_across_a_border(config):
     runner = Runner.from_cfg(config)
     runner.train()
     assert runner.model.discriminator.input_size == 128
-    assert runner.model.step.recovery.plan.now.micro.generator == 1
+    assert runner.model.step.plan.micro.generator == 1
 
 
 def test_one_update_is_the_undivided_one_where_mmagics_own_accumulation_is_not(config):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sr_bigbatch.nets.tiling import Tiling, shares, upscale
+from sr_bigbatch.nets.tiling import Tiling, blend_weights, upscale
 
 
 def _nearest(scale):
@@ -46,6 +46,6 @@ def test_a_tile_that_is_all_overlap_is_refused():
 def test_what_all_tiles_have_of_a_row_sums_up_to_one(length, tile, overlap, scale):
     tiling = Tiling(max(tile, 2 * overlap + 1), overlap)
     spans, total = tiling.spans(length), np.zeros(length * scale)
-    for (begin, end), share in zip(spans, shares(spans, overlap, scale), strict=True):
+    for (begin, end), share in zip(spans, blend_weights(spans, overlap, scale), strict=True):
         total[begin * scale:end * scale] += share
     assert np.allclose(total, 1, atol=1e-6)

@@ -9,7 +9,7 @@ from sr_bigbatch.step.adversarial_step import AdversarialStep
 from sr_bigbatch.step.loss_scale import LossScale
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
 from sr_bigbatch.step.update import SafeUpdate, Verdict
-from tests.reference import DISCRIMINATORS, difference, make_case, pixel_loss
+from tests.reference import DISCRIMINATORS, checked, difference, make_case, pixel_loss
 
 GAN_TYPES = ('vanilla', 'lsgan', 'wgan', 'wgan_softplus', 'hinge')
 MICRO = {'one': (1, 1, 1), 'uneven': (2, 3, 2), 'whole': (5, 5, 5), 'mixed': (3, 1, 5)}
@@ -109,7 +109,7 @@ def test_generator_is_left_alone_when_it_is_not_its_turn():
     case = make_case()
     net_g, net_d, (optimizer_g, optimizer_d) = case._copies()
     step = AdversarialStep(net_g, net_d, SafeUpdate(optimizer_g), SafeUpdate(optimizer_d), pixel_loss, case.gan_loss,
-                           StepPlan(MicroBatchSizes(2, 2, 2)))
+                           plan=StepPlan(MicroBatchSizes(2, 2, 2)))
     report = step(case.lq, case.gt, update_g=False)
     assert report.verdicts == {'d': Verdict.COMMITTED}
     assert all(torch.equal(p, q) for p, q in zip(net_g.parameters(), case.net_g.parameters(), strict=True))
@@ -128,9 +128,10 @@ def test_an_overflowing_gradient_is_repeated_at_a_lower_scale_and_the_other_netw
     def too_large(gradient):
         return gradient * (float('inf') if overflowing.value > 2.0**5 else 1)
 
-    parameter.register_hook(too_large)
     step = AdversarialStep(net_g, net_d, SafeUpdate(optimizer_g, scale_g), SafeUpdate(optimizer_d, scale_d), pixel_loss,
-                           case.gan_loss, StepPlan(MicroBatchSizes(2, 2, 2), 1))
+                           case.gan_loss, plan=StepPlan(MicroBatchSizes(2, 2, 2), 1))
+    checked(step, case.lq, case.gt)
+    parameter.register_hook(too_large)
     report = step(case.lq, case.gt)
     assert report.verdicts == {'g': Verdict.COMMITTED, 'd': Verdict.COMMITTED}
     assert (overflowing.value, healthy.value) == (2.0**5, 2.0**8)
@@ -157,7 +158,7 @@ def test_clipping_sees_the_gradient_of_the_whole_batch(micro):
     def divided(net_g, net_d, optimizers, clips):
         updates = [SafeUpdate(optimizer, None, clip) for optimizer, clip in zip(optimizers, clips, strict=True)]
         plan = StepPlan(MicroBatchSizes(*micro))
-        AdversarialStep(net_g, net_d, *updates, pixel_loss, case.gan_loss, plan)(case.lq, case.gt)
+        AdversarialStep(net_g, net_d, *updates, pixel_loss, case.gan_loss, plan=plan)(case.lq, case.gt)
 
     for net, expected, start in zip(updated(divided), updated(reference), (case.net_g, case.net_d), strict=True):
         assert difference(net, expected, start) <= 1e-10
@@ -170,7 +171,7 @@ def test_a_gradient_left_by_an_interrupted_step_is_forgotten():
     for parameter in (*net_g.parameters(), *net_d.parameters()):
         parameter.grad = torch.ones_like(parameter)
     AdversarialStep(net_g, net_d, SafeUpdate(optimizer_g), SafeUpdate(optimizer_d), pixel_loss, case.gan_loss,
-                    StepPlan(MicroBatchSizes(2, 2, 2)))(case.lq, case.gt)
+                    plan=StepPlan(MicroBatchSizes(2, 2, 2)))(case.lq, case.gt)
     reference_g, reference_d, _ = case.undivided()
     assert difference(net_g, reference_g, case.net_g) <= 1e-10
     assert difference(net_d, reference_d, case.net_d) <= 1e-10
@@ -179,9 +180,10 @@ def test_a_gradient_left_by_an_interrupted_step_is_forgotten():
 def test_a_gradient_that_overflows_at_the_floor_is_refused_and_nothing_moves():
     case = make_case()
     net_g, net_d, (optimizer_g, optimizer_d) = case._copies()
-    next(net_g.parameters()).register_hook(lambda gradient: gradient * float('nan'))
     step = AdversarialStep(net_g, net_d, SafeUpdate(optimizer_g, LossScale(4.0)), SafeUpdate(optimizer_d), pixel_loss,
-                           case.gan_loss, StepPlan(MicroBatchSizes(2, 2, 2)))
+                           case.gan_loss, plan=StepPlan(MicroBatchSizes(2, 2, 2)))
+    checked(step, case.lq, case.gt)
+    next(net_g.parameters()).register_hook(lambda gradient: gradient * float('nan'))
     assert step(case.lq, case.gt).verdicts == {'g': Verdict.REFUSED, 'd': Verdict.COMMITTED}
     assert all(torch.equal(p, q) for p, q in zip(net_g.parameters(), case.net_g.parameters(), strict=True))
     assert difference(net_d, case.undivided()[1], case.net_d) <= 1e-10

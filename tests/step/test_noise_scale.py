@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sr_bigbatch.step.noise_scale import NoiseScale, verdict
+from sr_bigbatch.step.noise_scale import NoiseScale, batch_size_advice
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
 from sr_bigbatch.step.supervised_step import SupervisedStep
 from sr_bigbatch.step.update import SafeUpdate
@@ -30,7 +30,7 @@ def test_it_is_that_of_a_problem_whose_noise_is_known(micro):
         net = _Linear()
         update = SafeUpdate(torch.optim.SGD(net.parameters(), lr=0.0))
         step = SupervisedStep(net, update, lambda output, gt, lq: {'l_pix': output.mean()},
-                              StepPlan(MicroBatchSizes(micro, micro, micro)))
+                              plan=StepPlan(MicroBatchSizes(micro, micro, micro)))
         for _ in range(400):
             samples = (mean + spread * SIGMA * torch.randn(batch, DIMENSION)).view(batch, DIMENSION, 1, 1)
             step(samples, torch.zeros(batch, 1, 1, 1))
@@ -40,7 +40,8 @@ def test_it_is_that_of_a_problem_whose_noise_is_known(micro):
 def test_a_whole_batch_at_once_tells_nothing():
     net = _Linear()
     update = SafeUpdate(torch.optim.SGD(net.parameters(), lr=0.0))
-    step = SupervisedStep(net, update, lambda output, gt, lq: {'l_pix': output.mean()}, StepPlan(MicroBatchSizes(4, 4, 4)))
+    step = SupervisedStep(net, update, lambda output, gt, lq: {'l_pix': output.mean()},
+                          plan=StepPlan(MicroBatchSizes(4, 4, 4)))
     for _ in range(60):
         step(torch.rand(4, DIMENSION, 1, 1), torch.zeros(4, 1, 1, 1))
     assert update.noise.value is None
@@ -59,4 +60,4 @@ def test_it_survives_a_resume():
     (1000, 'too small: twice of it would need 0.56 times'), (100, 'enough, and not wasteful'),
     (10, 'wasteful: half of it would need only')])
 def test_the_verdict_is_a_sentence(value, word):
-    assert word in verdict('generator', value, 128)
+    assert word in batch_size_advice('generator', value, 128)

@@ -13,7 +13,7 @@ from sr_bigbatch.step.out_of_memory import OutOfMemory, is_out_of_memory
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
 from sr_bigbatch.step.supervised_step import SupervisedStep
 from sr_bigbatch.step.update import SafeUpdate, Verdict
-from tests.reference import make_case, pixel_loss
+from tests.reference import checked, make_case, pixel_loss
 
 FORMS = [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'),
          RuntimeError('CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 7.79 GiB total capacity)'),
@@ -49,7 +49,7 @@ def _step(case, plan):
     net_g, net_d, optimizers = case._copies()
     optimizers = [torch.optim.Adam(net.parameters(), 1e-3) for net in (net_g, net_d)]
     updates = [SafeUpdate(optimizer) for optimizer in optimizers]
-    return AdversarialStep(net_g, net_d, *updates, pixel_loss, case.gan_loss, plan)
+    return checked(AdversarialStep(net_g, net_d, *updates, pixel_loss, case.gan_loss, plan=plan), case.lq, case.gt)
 
 
 def _state(step):
@@ -77,13 +77,13 @@ def test_the_update_is_that_of_an_undisturbed_step(trial):
     Faults(disturbed, at, random.choice(FORMS))
     report = disturbed(case.lq, case.gt)
     torch.set_rng_state(before)
-    undisturbed = _step(case, disturbed.recovery.plan.now)
+    undisturbed = _step(case, disturbed.plan)
     undisturbed(case.lq, case.gt)
     assert _equal(disturbed, undisturbed)
     assert report.verdicts == {'g': Verdict.COMMITTED, 'd': Verdict.COMMITTED}
     assert [event.kind for event in report.events] == ['out of memory'] * len(report.events) and report.events
-    assert disturbed.recovery.plan.now != plan or discriminator == 'batch'  # which must see the whole batch
-    assert disturbed.recovery.plan.wanted == plan
+    assert disturbed.plan != plan or discriminator == 'batch'  # which must see the whole batch
+    assert disturbed.trial.memory.plan.wanted == plan
 
 
 @pytest.mark.parametrize('trial', range(10))
@@ -93,16 +93,17 @@ def test_the_same_without_discriminator(trial):
 
     def make(plan):
         net = copy.deepcopy(case.net_g)
-        return SupervisedStep(net, SafeUpdate(torch.optim.Adam(net.parameters())), pixel_loss, plan)
+        step = SupervisedStep(net, SafeUpdate(torch.optim.Adam(net.parameters())), pixel_loss, plan=plan)
+        return checked(step, case.lq, case.gt)
 
     random.seed(trial)
     disturbed = make(plan)
     Faults(disturbed, [trial], FORMS[trial % len(FORMS)])
     disturbed(case.lq, case.gt)
-    undisturbed = make(disturbed.recovery.plan.now)
+    undisturbed = make(disturbed.plan)
     undisturbed(case.lq, case.gt)
     assert _equal(disturbed, undisturbed)
-    assert disturbed.recovery.plan.now.micro.generator == 2
+    assert disturbed.plan.micro.generator == 2
 
 
 def test_other_errors_are_not_swallowed():
@@ -154,32 +155,47 @@ def test_the_plan_grows_back_after_a_quiet_time_and_waits_longer_if_that_fails()
     wanted = StepPlan(MicroBatchSizes(8, 4, 4), kept_graphs=3)
     plan = ElasticPlan(wanted, quiet=3)
     for _ in range(3):
-        plan.shrink('generator')
-    plan.shrink('generator')
+        plan.shrink('generator', 8)
+    plan.shrink('generator', 8)
     assert plan.now == StepPlan(MicroBatchSizes(1, 4, 4), kept_graphs=0)
     sizes = []
     for _ in range(12):
-        plan.calm()
+        plan.grow_back(8)
         sizes.append((plan.now.micro.generator, plan.now.kept_graphs))
     assert sizes == [(1, 0)] * 2 + [(2, 0)] * 3 + [(4, 0)] * 3 + [(8, 0)] * 3 + [(8, 3)]
-    assert plan.now == wanted and plan.calm() is None
-    plan.shrink('generator')
+    assert plan.now == wanted and plan.grow_back(8) is None
+    plan.shrink('generator', 8)
     assert plan.quiet == 6 and plan.now.micro.generator == 4
 
 
-def test_moments_are_allocated_before_the_first_step_and_change_nothing():
-    for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam):
-        nets = [torch.nn.Linear(3, 2) for _ in range(2)]
-        nets[1].load_state_dict(nets[0].state_dict())
-        updates = [SafeUpdate(kind(net.parameters(), lr=0.1, weight_decay=0.1)) for net in nets]
-        updates[0].allocate()
-        assert all(entry.abs().sum() == 0 or name == 'mu_product' for state in updates[0].optimizer.state.values()
-                   for name, entry in state.items()) and updates[0].optimizer.state
-        for _ in range(3):
-            for net, update in zip(nets, updates, strict=True):
-                net(torch.ones(1, 3)).square().sum().backward()
-                update.commit()
-        assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+class _Averaging(torch.optim.AdamW):
+    """Keeps a state of its own that every call of ``step`` moves, as schedule-free optimizers do."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group['params']:
+                state = self.state[parameter]
+                state['average'] = state.get('average', parameter.detach().clone()).lerp(parameter.detach(), 0.1)
+
+
+@pytest.mark.parametrize('kind', [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.SGD,
+                                  _Averaging])
+def test_memory_for_the_first_commit_is_reserved_without_touching_the_optimizer(kind):
+    case = make_case()
+    step, (net_g, net_d, _) = _step(case, StepPlan(MicroBatchSizes(2, 2, 2))), case._copies()
+    step.update_g.optimizer, step.update_d.optimizer = (kind(net.parameters(), lr=1e-3) for net in (step.net_g, step.net_d))
+    optimizers = [kind(net.parameters(), lr=1e-3) for net in (net_g, net_d)]
+    step.update_g.reserve()
+    assert not step.update_g.optimizer.state
+    step(case.lq, case.gt)
+    case.undivided((net_g, net_d, optimizers))
+    for optimizer, expected in ((step.update_g.optimizer, optimizers[0]), (step.update_d.optimizer, optimizers[1])):
+        states = (list(each.state_dict()['state'].values()) for each in (optimizer, expected))
+        for ours, theirs in zip(*states, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name, value in ours.items():
+                torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-12)
 
 
 def test_memory_that_runs_out_while_weights_change_ends_the_run():

@@ -4,17 +4,16 @@ import random
 
 import pytest
 import torch
-from basicsr.losses.gan_loss import GANLoss
 from torch import nn
 
 from sr_bigbatch.step.adversarial_step import AdversarialStep
 from sr_bigbatch.step.loss_scale import LossScale
+from sr_bigbatch.step.overflow_guard import PoisonedWeights
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
 from sr_bigbatch.step.precision import Precision
 from sr_bigbatch.step.supervised_step import SupervisedStep
-from sr_bigbatch.step.trial import PoisonedWeights
 from sr_bigbatch.step.update import SafeUpdate, Verdict
-from tests.reference import difference, pixel_loss
+from tests.reference import GANLoss, checked, difference, pixel_loss
 
 COMMITTED = {'g': Verdict.COMMITTED, 'd': Verdict.COMMITTED}
 VALUES = [float('inf'), float('-inf'), float('nan'), 1e30]
@@ -41,8 +40,9 @@ def _step(dtype, norm='group', plan=PLAN, scale=(SCALE, SCALE)):
     # SGD: the update is the gradient, so a difference cannot hide behind Adam's normalisation.
     updates = [SafeUpdate(torch.optim.SGD(net.parameters(), 1e-2, momentum=0.9), scale)
                for net, scale in zip((net_g, net_d), scales, strict=True)]
-    step = AdversarialStep(net_g, net_d, *updates, pixel_loss, GANLoss('vanilla', 1.0, 0.0, 5e-3), plan, dtype=dtype)
-    return step, torch.rand(5, 3, 2, 2), torch.rand(5, 3, 8, 8)
+    step = AdversarialStep(net_g, net_d, *updates, pixel_loss, GANLoss('vanilla', 1.0, 0.0, 5e-3), plan=plan, dtype=dtype)
+    lq, gt = torch.rand(5, 3, 2, 2), torch.rand(5, 3, 8, 8)
+    return checked(step, lq, gt), lq, gt
 
 
 class _Poison:
@@ -119,8 +119,8 @@ def _check_scales(step, report, said):
 def _check_network(name, step, report, where, dtype, said):
     start = _network(_step(dtype)[0], name)
     undisturbed, lq, gt = _step(dtype, scale=(step.update_g.scale, step.update_d.scale))
-    levels = step.recovery.precision._levels
-    undisturbed.recovery.precision.begin = lambda count: setattr(undisturbed.recovery.precision, '_levels', levels)
+    precision, levels = undisturbed.trial.overflow.precision, step.trial.overflow.precision._levels
+    precision.begin = lambda count: setattr(precision, '_levels', levels)
     undisturbed(lq, gt)
     net, reference = _network(step, name), _network(undisturbed, name)
     if report.verdicts[name] is Verdict.REFUSED:
@@ -173,13 +173,14 @@ def test_poisoned_weights_are_found_and_named():
 def test_a_loss_without_discriminator_that_overflows_is_computed_in_a_wider_dtype():
     for dtype in (torch.float16, torch.bfloat16):
         net = _Generator()
-        step = SupervisedStep(net, SafeUpdate(torch.optim.Adam(net.parameters())), pixel_loss, PLAN, dtype)
+        step = SupervisedStep(net, SafeUpdate(torch.optim.Adam(net.parameters())), pixel_loss, plan=PLAN, dtype=dtype)
+        checked(step, torch.rand(5, 3, 2, 2), torch.rand(5, 3, 8, 8))
         poison = _Poison(float('inf'), 1, 1)
         net[0].register_forward_hook(lambda module, inputs, output, poison=poison: poison(output))
         report = step(torch.rand(5, 3, 2, 2), torch.rand(5, 3, 8, 8))
         assert report.verdicts == {'g': Verdict.COMMITTED}
         assert [event.kind for event in report.events] == ['forward overflow']
-        assert step.recovery.precision.of('generator', slice(2, 4)) is not dtype
+        assert step.trial.overflow.precision.of('generator', slice(2, 4)) is not dtype
 
 
 def test_a_part_that_overflows_often_stays_on_a_wider_dtype_for_a_while():

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from sr_bigbatch.hosts.basicsr.construct import construct, fake_network, names_of, network_to_inspect, quiet, reason
 from sr_bigbatch.hosts.basicsr.options.schema import schema_findings
-from sr_bigbatch.hosts.basicsr.plan.settings import inexact, read_plan
+from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
 from sr_bigbatch.hosts.mmengine.optim_wrapper import WRAPPER, OverflowSafeOptimWrapper
 from sr_bigbatch.hosts.registered import build_registered, name_findings, not_registered, registered
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
@@ -24,11 +24,13 @@ from sr_bigbatch.nets.vgg_growth import grow
 from sr_bigbatch.options import did_you_mean, unknown_keys
 from sr_bigbatch.progressive.stages import Stage, parse_stages
 from sr_bigbatch.step.distributed import world_size
+from sr_bigbatch.step.plan import StepPlan
+from sr_bigbatch.step.replay import batch_norms
 
 OUR_MODELS = ('AccumulatingSRModel', 'AccumulatingESRGANModel')
 
 
-def part_findings(opt: dict[str, Any]) -> Iterable[str]:
+def part_findings(opt: Options) -> Iterable[str]:
     """Everything that a registry or a constructor builds: is the type known, and does it take these arguments?"""
     if str(opt['model_type']) not in MODEL_REGISTRY:
         yield f'model_type {opt["model_type"]} is not registered{did_you_mean(opt["model_type"], MODEL_REGISTRY.keys())}'
@@ -54,7 +56,7 @@ def _storage(backend: Any, where: str) -> Iterable[str]:
             yield f'{where}.sys_path would have modules imported from there: leave it out, and set PYTHONPATH'
 
 
-def _hook(hook: Any, where: str, opt: dict[str, Any]) -> Iterable[str]:
+def _hook(hook: Any, where: str, opt: Options) -> Iterable[str]:
     known = registered(HOOKS)
     misnamed = name_findings(hook, known, where) if isinstance(hook, dict) and 'type' in hook else []
     yield from misnamed or _built(hook, where, known)
@@ -62,7 +64,7 @@ def _hook(hook: Any, where: str, opt: dict[str, Any]) -> Iterable[str]:
         yield from _stages(hook, where, opt)
 
 
-def _stages(hook: dict[str, Any], where: str, opt: dict[str, Any]) -> Iterable[str]:
+def _stages(hook: Options, where: str, opt: Options) -> Iterable[str]:
     data, scale = opt['datasets']['train'], opt['scale']
     try:
         build_registered(HOOKS, hook, where)
@@ -72,7 +74,7 @@ def _stages(hook: dict[str, Any], where: str, opt: dict[str, Any]) -> Iterable[s
         return
     if stages[0].gt_size != data['gt_size']:
         yield f'{where}: the first stage has gt_size {stages[0].gt_size} but datasets.train.gt_size is {data["gt_size"]}'
-    yield from (f'{where}: gt_size {stage.gt_size} is no multiple of scale {scale}'
+    yield from (f'{where}: gt_size {stage.gt_size} is not a multiple of scale {scale}'
                 for stage in stages if stage.gt_size % scale)
     if data['type'] == 'PairedImageDataset':
         yield f'{where}: crops can only grow if datasets.train.type is ProgressivePairedImageDataset'
@@ -80,7 +82,7 @@ def _stages(hook: dict[str, Any], where: str, opt: dict[str, Any]) -> Iterable[s
         yield from _judges_all(opt['network_d'], hook.get('growth', 'append'), stages, where)
 
 
-def _judges_all(network_d: dict[str, Any], way: str, stages: Sequence[Stage], where: str) -> Iterable[str]:
+def _judges_all(network_d: Options, way: str, stages: Sequence[Stage], where: str) -> Iterable[str]:
     """A finding for the first stage whose crops the discriminator does not judge."""
     kind = network_d.get('type')
     try:
@@ -103,15 +105,16 @@ def _judges_all(network_d: dict[str, Any], way: str, stages: Sequence[Stage], wh
             return
 
 
-def _judge(network_d: dict[str, Any], size: int) -> None:
+def _judge(network_d: Options, size: int) -> None:
     with quiet(), FakeTensorMode() as mode:
         fake_network(network_d, mode)(torch.empty(2, network_d.get('num_in_ch', 3), size, size))
 
 
-def _training_parts(train: dict[str, Any]) -> Iterable[str]:
-    kinds = {**dict.fromkeys(('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt'), names_of(LOSS_REGISTRY)),
-             **dict.fromkeys(('optim_g', 'optim_d'), _classes(torch.optim, torch.optim.Optimizer)),
-             'scheduler': _schedulers()}
+def _training_parts(train: Options) -> Iterable[str]:
+    kinds: dict[str, Mapping[str, Any]] = {
+        **dict.fromkeys(('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt'), names_of(LOSS_REGISTRY)),
+        **dict.fromkeys(('optim_g', 'optim_d'), _classes(torch.optim, torch.optim.Optimizer)),
+        'scheduler': _schedulers()}
     for name, known in kinds.items():
         if train.get(name):
             yield from _built(train[name], f'train.{name}', known)
@@ -119,7 +122,7 @@ def _training_parts(train: dict[str, Any]) -> Iterable[str]:
         yield from _wrapper(train['optim_wrapper'], 'train.optim_wrapper')
 
 
-def _wrapper(given: dict[str, Any], where: str) -> list[str]:
+def _wrapper(given: Options, where: str) -> list[str]:
     """What is wrong with the settings of an optimizer wrapper; they are tried on one of a single weight."""
     settings, known = {**WRAPPER, **given}, registered(OPTIM_WRAPPERS)
     found = name_findings(settings, known, where)
@@ -135,13 +138,13 @@ def _wrapper(given: dict[str, Any], where: str) -> list[str]:
     return []
 
 
-def _classes(module: ModuleType, base: type) -> dict[str, Any]:
+def _classes(module: ModuleType, base: type) -> dict[str, type]:
     """The classes of a package; its other attributes, as the modules that it imports, are no choice."""
     return {name: thing for name, thing in vars(module).items()
             if inspect.isclass(thing) and issubclass(thing, base) and thing is not base}
 
 
-def _schedulers() -> dict[str, Any]:
+def _schedulers() -> dict[str, type]:
     return {**_classes(lr_scheduler, lr_scheduler._LRScheduler), 'MultiStepLR': lr_scheduler.MultiStepRestartLR}
 
 
@@ -160,7 +163,7 @@ def _built(settings: Any, where: str, known: Mapping[str, Any], also: Iterable[s
         yield from unknown_keys(settings, keys, where, {})
 
 
-def build_findings(opt: dict[str, Any]) -> list[str]:
+def build_findings(opt: Options) -> list[str]:
     """Build networks and losses, without memory where they allow it. Is the update that of the whole batch?"""
     networks: dict[str, nn.Module | None] = {'network_g': None, 'network_d': None}
     train = opt['train']
@@ -177,5 +180,18 @@ def build_findings(opt: dict[str, Any]) -> list[str]:
     net_g, net_d = networks.values()
     if net_g is None or opt['model_type'] not in OUR_MODELS:
         return []
-    batch_size = int(opt['datasets']['train']['batch_size_per_gpu'])
-    return inexact(read_plan(opt, net_d), batch_size, net_g, net_d)
+    settings = TrainingSettings.from_options(opt)
+    return _inexact(settings.plan(net_d), settings.batch_size, net_g, net_d)
+
+
+def _inexact(plan: StepPlan, batch_size: int, net_g: nn.Module, net_d: nn.Module | None) -> list[str]:
+    """A finding for each network whose update would not be that of the whole batch, although it is to be exact."""
+    findings = []
+    for name, net, size in (('network_g', net_g, plan.micro.generator), ('network_d', net_d, plan.micro.discriminator)):
+        if net is not None and plan.exact and batch_norms(net) and size < batch_size:
+            findings.append(
+                f'{name} normalises over the batch (BatchNorm) but sees {size} of {batch_size} samples at a time, so its '
+                'update would not be that of the batch. Either let it see the whole batch of its process '
+                '(train.micro_batch_size), or choose a norm without batch statistics (network_d.norm: group), or accept '
+                'the difference (train.accumulation: plain)')
+    return findings

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,14 +11,16 @@ from basicsr.utils.registry import ARCH_REGISTRY, Registry
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from sr_bigbatch.hosts.basicsr.settings import Options
 
-def names_of(registry: Registry) -> dict[str, Any]:
+
+def names_of(registry: Registry) -> dict[str, Callable[..., Any]]:
     """What may be named: BasicSR also finds ``NAME_basicsr`` by ``NAME``."""
     names = dict(iter(registry))
     return {**{name.removesuffix('_basicsr'): thing for name, thing in names.items()}, **names}
 
 
-def construct(registry: Registry, settings: dict[str, Any]) -> nn.Module:
+def construct(registry: Registry, settings: Options) -> nn.Module:
     """What ``settings`` name, on the default device of torch."""
     # Which memory policy `auto` stands for is decided when the device is known.
     arguments = {key: value for key, value in settings.items()
@@ -27,7 +29,7 @@ def construct(registry: Registry, settings: dict[str, Any]) -> nn.Module:
     return module
 
 
-def network_to_inspect(settings: dict[str, Any]) -> nn.Module:
+def network_to_inspect(settings: Options) -> nn.Module:
     """The network of ``network_g`` or ``network_d``, without memory if its constructor allows it.
 
     torch's random numbers are afterwards those that they were.
@@ -43,7 +45,7 @@ def network_to_inspect(settings: dict[str, Any]) -> nn.Module:
             return construct(ARCH_REGISTRY, settings)
 
 
-def fake_network(settings: dict[str, Any], mode: FakeTensorMode) -> nn.Module:
+def fake_network(settings: Options, mode: FakeTensorMode) -> nn.Module:
     """The network of ``network_g`` or ``network_d`` on fake tensors; to be called inside ``mode``.
 
     Raises:
@@ -55,7 +57,7 @@ def fake_network(settings: dict[str, Any], mode: FakeTensorMode) -> nn.Module:
         with unset_fake_temporarily(), torch.random.fork_rng(devices=[]):
             net = construct(ARCH_REGISTRY, settings)
     for module in net.modules():
-        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))  # SwinIR's mean is neither
+        own: tuple[Options, ...] = (module._parameters, module._buffers, vars(module))  # SwinIR's mean is neither
         for attributes in own:
             for name, value in attributes.items():
                 if isinstance(value, torch.Tensor):

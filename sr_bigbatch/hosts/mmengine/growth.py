@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from mmengine.model.wrappers import is_model_wrapper
 
+from sr_bigbatch.hosts.mmengine.types import State
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow, grow_to, regroup, shape_of
 from sr_bigbatch.progressive.crop_size import set_crop_size
@@ -104,11 +105,11 @@ class RunnerTraining:
         if getattr(self._net_d, 'prepended', 0):
             self._net_d.set_fade(share)
 
-    def remember(self, checkpoint: dict[str, Any]) -> None:
+    def remember(self, checkpoint: State) -> None:
         """Put into a checkpoint how the discriminator has grown."""
         checkpoint['growths'] = list(self._growths)
 
-    def recall(self, checkpoint: dict[str, Any]) -> None:
+    def recall(self, checkpoint: State) -> None:
         """Let the discriminator and its optimizer grow to what a checkpoint holds, before it is loaded."""
         net_d, prefix = self._net_d, f'{self._name_d}.'
         if not isinstance(net_d, GrowableVGGDiscriminator):

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from sr_bigbatch.hosts.mmengine.growth import RunnerTraining, cut_batch, width_of
+from sr_bigbatch.hosts.mmengine.types import Settings, State
 from sr_bigbatch.nets.vgg_growth import WAYS
 from sr_bigbatch.progressive.stages import Stage, border_before, parse_stages, stage_at
 from sr_bigbatch.step.distributed import world_size
@@ -71,7 +72,7 @@ class ProgressiveResolutionHook(Hook):  # type: ignore[misc]
             effective batch without being told so.
     """
 
-    def __init__(self, stages: list[dict[str, Any]], growth: str = 'append', fade_iters: int = 0, new_lr_factor: float = 1.0,
+    def __init__(self, stages: list[Settings], growth: str = 'append', fade_iters: int = 0, new_lr_factor: float = 1.0,
                  warmup_iters: int = 0, change_effective_batch: bool = False, lead: int | None = None) -> None:
         if not any('until_images' in stage for stage in stages):  # those need to know the effective batch
             parse_stages(stages)
@@ -151,11 +152,11 @@ class ProgressiveResolutionHook(Hook):  # type: ignore[misc]
             for group, rate in self._rates:
                 group['lr'] = rate * iterations / (self.warmup_iters + 1)
 
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(self, runner: Any, checkpoint: State) -> None:
         """Have a Runner's checkpoint remember how the discriminator has grown."""
         RunnerTraining(runner, self._first_size).remember(checkpoint)
 
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def after_load_checkpoint(self, runner: Any, checkpoint: State) -> None:
         """Let a Runner's discriminator grow to what the checkpoint holds."""
         RunnerTraining(runner, self._first_size).recall(checkpoint)
 

@@ -15,11 +15,12 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor
 
 from sr_bigbatch.hosts.losses import HostLosses
-from sr_bigbatch.hosts.mmengine.model import logged, refuse_parts_of_batch_norms, replan, say, tick
+from sr_bigbatch.hosts.mmengine.model import logged, replan, say, tick
+from sr_bigbatch.hosts.mmengine.types import Settings
 from sr_bigbatch.nets import rrdb, vgg_discriminator
 from sr_bigbatch.progressive.crop_size import CropSize
 from sr_bigbatch.step.adversarial_step import AdversarialStep
-from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
+from sr_bigbatch.step.plan import StepPlan
 
 
 @MODELS.register_module(name='CheckpointedRRDBNet')
@@ -34,7 +35,7 @@ class MMagicRRDBNet(rrdb.CheckpointedRRDBNet, BaseModule):  # type: ignore[misc]
 
     def __init__(self, in_channels: int, out_channels: int, mid_channels: int = 64, num_blocks: int = 23,
                  growth_channels: int = 32, upscale_factor: int = 4, activation_memory: str | dict[str, int] = 'lean',
-                 init_cfg: dict[str, Any] | None = None) -> None:
+                 init_cfg: Settings | None = None) -> None:
         rrdb.CheckpointedRRDBNet.__init__(self, in_channels, out_channels, upscale_factor, mid_channels, num_blocks,
                                           growth_channels, activation_memory)
         self._is_init, self.init_cfg = False, init_cfg
@@ -81,14 +82,16 @@ class AccumulatingMMagicESRGAN(ESRGAN):  # type: ignore[misc]
     counts every iteration twice for its discriminator, and takes relativistic means over parts of the batch.
 
     Args:
-        micro_batch_size: samples worked on at a time.
-        kept_graphs: see :class:`sr_bigbatch.step.plan.StepPlan`.
+        micro_batch_size, kept_graphs, accumulation, verify_every: see
+            :class:`sr_bigbatch.hosts.mmengine.model.AccumulatingESRGAN`.
         **kwargs: as in mmagic; ``optim_wrapper`` needs an OverflowSafeOptimWrapper for ``generator`` and ``discriminator``.
     """
 
-    def __init__(self, micro_batch_size: int = 1, kept_graphs: int = 0, **kwargs: Any) -> None:
+    def __init__(self, micro_batch_size: int | dict[str, int] = 1, kept_graphs: int = 0, accumulation: str = 'exact',
+                 verify_every: int | None = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.first_plan = StepPlan(MicroBatchSizes(micro_batch_size, micro_batch_size, micro_batch_size), kept_graphs)
+        self.first_plan = StepPlan.of(micro_batch_size, kept_graphs, exact=accumulation == 'exact')
+        self.verify_every = verify_every
         self.accumulating: AdversarialStep | None = None
         self.growths: list[str] = []
 
@@ -102,7 +105,7 @@ class AccumulatingMMagicESRGAN(ESRGAN):  # type: ignore[misc]
         data = self.data_preprocessor(data, True)
         gt = self.extract_gt_data(data['data_samples'])
         if self.accumulating is None:
-            self.accumulating = self._build(optim_wrapper, len(gt))
+            self.accumulating = self._build(optim_wrapper)
         with torch.no_grad():
             runs_g = bool(self.if_run_g())
         report = self.accumulating(data['inputs'], gt, update_g=runs_g)
@@ -111,12 +114,14 @@ class AccumulatingMMagicESRGAN(ESRGAN):  # type: ignore[misc]
         tick(optim_wrapper)
         return logged(report, optim_wrapper)
 
-    def _build(self, optim_wrapper: OptimWrapperDict, batch_size: int) -> AdversarialStep:
+    def _build(self, optim_wrapper: OptimWrapperDict) -> AdversarialStep:
         wrappers = [optim_wrapper[name] for name in ('generator', 'discriminator')]
-        plan = refuse_parts_of_batch_norms(self.generator, self.discriminator, self.first_plan, batch_size)
         losses = HostLosses('loss_', self.pixel_loss, self.perceptual_loss)
-        return AdversarialStep(self.generator, self.discriminator, wrappers[0].safe_update, wrappers[1].safe_update, losses,
-                               self.gan_loss, plan, True, wrappers[0].cast_dtype)
+        step = AdversarialStep(self.generator, self.discriminator, wrappers[0].safe_update, wrappers[1].safe_update, losses,
+                               self.gan_loss, plan=self.first_plan, dtype=wrappers[0].cast_dtype,
+                               verify_every=self.verify_every)
+        wrappers[0].adopt(step)
+        return step
 
     def replan(self, first_size: int, gt_size: int) -> None:
         """Cut the batch as crops of ``gt_size`` need it, when the plan was made for ``first_size``."""

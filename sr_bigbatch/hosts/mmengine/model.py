@@ -16,13 +16,12 @@ from mmengine.registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
 from sr_bigbatch.hosts.losses import HostLosses
+from sr_bigbatch.hosts.mmengine.types import Settings
 from sr_bigbatch.nets.rrdb import CheckpointedRRDBNet
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.step.adversarial_step import AdversarialStep
-from sr_bigbatch.step.distributed import same_everywhere, world_size
-from sr_bigbatch.step.elastic_plan import ElasticPlan
-from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
-from sr_bigbatch.step.replay import batch_norms
+from sr_bigbatch.step.distributed import same_everywhere
+from sr_bigbatch.step.plan import WHOLE, StepPlan
 from sr_bigbatch.step.report import StepReport
 from sr_bigbatch.step.update import Verdict
 
@@ -58,29 +57,31 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
         relativistic_gan: False for the plain GAN of SRGAN.
         ema_decay: of the averaged generator ``net_g_ema``, which moves only when the generator has moved; 0 for none.
         data_preprocessor: settings; None for :class:`HostDataPreprocessor`.
+        accumulation: ``exact`` or ``plain``.
+        verify_every: see :class:`sr_bigbatch.step.adversarial_step.AdversarialStep`.
 
     Attributes:
         report: of the last step.
         growths: ways in which ``net_d`` has grown.
 
     Raises:
-        ValueError: for a network with BatchNorm that does not see the whole batch.
+        ValueError: for an invalid ``micro_batch_size``. The first step raises NotExact where its update would not be that of
+            the whole batch.
     """
 
-    def __init__(self, net_g: dict[str, Any], net_d: dict[str, Any], gan_loss: dict[str, Any],
-                 pixel_loss: dict[str, Any] | None = None, perceptual_loss: dict[str, Any] | None = None,
+    def __init__(self, net_g: Settings, net_d: Settings, gan_loss: Settings,
+                 pixel_loss: Settings | None = None, perceptual_loss: Settings | None = None,
                  micro_batch_size: int | dict[str, int] = 1, kept_graphs: int = 0, relativistic_gan: bool = True,
-                 ema_decay: float = 0.0, data_preprocessor: dict[str, Any] | None = None) -> None:
+                 ema_decay: float = 0.0, data_preprocessor: Settings | None = None,
+                 accumulation: str = 'exact', verify_every: int | None = 0) -> None:
         super().__init__(data_preprocessor or {'type': 'HostDataPreprocessor'})
         self.net_g, self.net_d = MODELS.build(net_g), MODELS.build(net_d)
         self.net_g_ema = copy.deepcopy(self.net_g).requires_grad_(False) if ema_decay else None
         pixel, perceptual, gan = (_loss(settings) for settings in (pixel_loss, perceptual_loss, gan_loss))
         self.gan_loss: Any = gan
         self.losses = HostLosses('l_g_', pixel, perceptual)
-        sizes = micro_batch_size if isinstance(micro_batch_size, dict) else dict.fromkeys(
-            ('generator', 'perceptual', 'discriminator'), micro_batch_size)
-        self.first_plan = StepPlan(MicroBatchSizes(**sizes), kept_graphs)
-        self.relativistic_gan, self.ema_decay = relativistic_gan, ema_decay
+        self.first_plan = StepPlan.of(micro_batch_size, kept_graphs, exact=accumulation == 'exact')
+        self.relativistic_gan, self.ema_decay, self.verify_every = relativistic_gan, ema_decay, verify_every
         self.growths: list[str] = []
         self.step: AdversarialStep | None = None
         self.report: StepReport | None = None
@@ -100,7 +101,7 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
         """
         data = self.data_preprocessor(data, True)
         if self.step is None:
-            self.step = self._step(optim_wrapper, len(data['gt']))
+            self.step = self._step(optim_wrapper)
         self.report = self.step(data['lq'], data['gt'])
         say(self.report)
         tick(optim_wrapper)
@@ -110,11 +111,13 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
                     mean.lerp_(value, 1 - self.ema_decay)
         return logged(self.report, optim_wrapper)
 
-    def _step(self, optim_wrapper: OptimWrapperDict, batch_size: int) -> AdversarialStep:
+    def _step(self, optim_wrapper: OptimWrapperDict) -> AdversarialStep:
         wrapper_g, wrapper_d = optim_wrapper['net_g'], optim_wrapper['net_d']
-        plan = refuse_parts_of_batch_norms(self.net_g, self.net_d, self.first_plan, batch_size)
-        return AdversarialStep(self.net_g, self.net_d, wrapper_g.safe_update, wrapper_d.safe_update, self.losses,
-                               self.gan_loss, plan, self.relativistic_gan, wrapper_g.cast_dtype)
+        step = AdversarialStep(self.net_g, self.net_d, wrapper_g.safe_update, wrapper_d.safe_update, self.losses,
+                               self.gan_loss, plan=self.first_plan, relativistic=self.relativistic_gan,
+                               dtype=wrapper_g.cast_dtype, verify_every=self.verify_every)
+        wrapper_g.adopt(step)
+        return step
 
     def val_step(self, data: dict[str, Any]) -> list[dict[str, Any]]:
         """A dict with ``pred`` and, where there is one, ``gt`` for each image, on the CPU."""
@@ -153,35 +156,16 @@ def tick(optim_wrapper: OptimWrapperDict) -> None:
         wrapper._global_step = getattr(wrapper, '_global_step', 0) + 1
 
 
-def refuse_parts_of_batch_norms(net_g: nn.Module, net_d: nn.Module, plan: StepPlan, batch_size: int) -> StepPlan:
-    """``plan``, with the whole batch for a discriminator with BatchNorm, because only that is exact.
-
-    Raises:
-        ValueError: for a generator with BatchNorm that would not see the whole batch, or in several processes.
-    """
-    if batch_norms(net_d):
-        plan = replace(plan, micro=replace(plan.micro, discriminator=batch_size))
-    whole = plan.micro.generator >= batch_size and world_size() == 1
-    if (batch_norms(net_g) and not whole) or (batch_norms(net_d) and world_size() > 1):
-        raise ValueError('BatchNorm over a part of the batch would not make the update of the batch: choose another norm, '
-                         'or let it see the whole batch in one process (micro_batch_size)')
-    return plan
-
-
 def replan(model: Any, first_size: int, gt_size: int) -> None:
     """Have a model with ``first_plan`` and ``step`` cut its batch as crops of ``gt_size`` need it."""
-    plan = StepPlan(model.first_plan.micro.for_crop(first_size, gt_size), model.first_plan.kept_graphs)
-    step = model.step
-    if step is None:
-        model.first_plan = plan
+    micro = model.first_plan.micro.for_crop(first_size, gt_size)
+    if model.step is None:
+        model.first_plan = replace(model.first_plan, micro=micro)
         return
-    if batch_norms(step.net_d):
-        plan = replace(plan, micro=replace(plan.micro, discriminator=step.recovery.plan.wanted.micro.discriminator))
-    if plan != step.recovery.plan.wanted:
-        step.recovery.plan = ElasticPlan(plan)
+    model.step.plan = replace(model.first_plan, micro=replace(micro, **dict.fromkeys(model.step.uncuttable_parts, WHOLE)))
 
 
-def _loss(settings: dict[str, Any] | None) -> nn.Module | None:
+def _loss(settings: Settings | None) -> nn.Module | None:
     if settings is None:
         return None
     if settings['type'] in MODELS:
@@ -231,7 +215,7 @@ class OptimWrapperPerNetwork:
         paramwise_cfg: must be None.
     """
 
-    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+    def __init__(self, optim_wrapper_cfg: Settings, paramwise_cfg: Settings | None = None) -> None:
         if paramwise_cfg:
             raise ValueError('OptimWrapperPerNetwork has one learning rate a network: leave out paramwise_cfg')
         self.settings = optim_wrapper_cfg

@@ -11,6 +11,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 
+from sr_bigbatch.hosts.mmengine.types import Settings, State
+from sr_bigbatch.step.base import Step
 from sr_bigbatch.step.loss_scale import LossScale
 from sr_bigbatch.step.precision import autocast
 from sr_bigbatch.step.update import SafeUpdate, Verdict
@@ -48,7 +50,7 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
         ValueError: for another dtype, sharded gradients, or settings by which gradients cannot be clipped.
     """
 
-    def __init__(self, loss_scale: str | float | dict[str, Any] = 'dynamic', dtype: str | torch.dtype | None = None,
+    def __init__(self, loss_scale: str | float | Settings = 'dynamic', dtype: str | torch.dtype | None = None,
                  use_fsdp: bool = False, **kwargs: Any) -> None:
         if use_fsdp:
             raise ValueError('use_fsdp must be False: sharded gradients are not summed by this wrapper')
@@ -57,6 +59,18 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
         self.safe_update = SafeUpdate(self.optimizer, self._loss_scale(loss_scale),
                                       self._clip_grad if self.clip_grad_kwargs else None)
         self.last_verdict: Verdict | None = None
+        self._step: Step | None = None
+        self._saved_step: State | None = None
+
+    def adopt(self, step: Step) -> None:
+        """Save the state of ``step`` with this wrapper's from now on, since a Runner saves optimizer wrappers and no steps.
+
+        A state that was loaded before there was a step goes to it now.
+        """
+        self._step = step
+        if self._saved_step is not None:
+            step.load_state_dict(self._saved_step)
+            self._saved_step = None
 
     def _dtype(self, dtype: str | torch.dtype | None) -> torch.dtype:
         if dtype is None:
@@ -66,7 +80,7 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
             raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype!r}')
         return found
 
-    def _loss_scale(self, loss_scale: str | float | dict[str, Any]) -> LossScale:
+    def _loss_scale(self, loss_scale: str | float | Settings) -> LossScale:
         if self.cast_dtype is not torch.float16:
             return LossScale.constant()
         if loss_scale == 'dynamic':
@@ -85,16 +99,25 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
         """Make the optimizer step if the gradient is finite; ``last_verdict`` says what happened."""
         self.last_verdict = self.safe_update.commit()
 
-    def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer and, under ``loss_scaler``, of the loss scale in the layout of ``AmpOptimWrapper``."""
-        state: dict[str, Any] = super().state_dict()
+    def state_dict(self) -> State:
+        """State of the optimizer, of the loss scale (``loss_scaler``, in the layout of ``AmpOptimWrapper``) and of the step
+        (``step``).
+        """
+        state: State = super().state_dict()
         state['loss_scaler'] = self.safe_update.loss_scale.state_dict()
+        if self._step is not None:
+            state['step'] = self._step.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Take over a state of this class, of ``AmpOptimWrapper`` or of ``OptimWrapper``."""
         state_dict = dict(state_dict)
         self.safe_update.loss_scale.load_state_dict(state_dict.pop('loss_scaler', {}))
+        saved_step = state_dict.pop('step', None)
+        if self._step is None:
+            self._saved_step = saved_step
+        elif saved_step is not None:
+            self._step.load_state_dict(saved_step)
         super().load_state_dict(state_dict)
 
     @contextmanager
@@ -105,7 +128,7 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
             yield
 
 
-def _clip_settings(settings: Any) -> dict[str, Any] | None:
+def _clip_settings(settings: Any) -> Settings | None:
     """A copy of ``clip_grad``, which mmengine takes apart; tried here, because mmengine first uses it in a step."""
     if settings is None:
         return None

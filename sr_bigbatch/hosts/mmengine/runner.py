@@ -15,6 +15,8 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
+from sr_bigbatch.step.distributed import leave_group
+
 
 @METRICS.register_module()
 class PSNRMetric(BaseMetric):  # type: ignore[misc]
@@ -76,3 +78,4 @@ def run(config: Config, *, amp: bool = False) -> None:
             if isinstance(settings, dict) and settings.get('dtype', 'float32') == 'float32':
                 settings['dtype'] = dtype
     Runner.from_cfg(config).train()
+    leave_group()

@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from basicsr.utils import get_root_logger
 
@@ -50,10 +49,10 @@ class EventLog:
             return 'No overflow, no bad input and no lack of memory in the whole run.'
         return 'In the whole run: ' + ', '.join(f'{self.counts[kind]} x {kind}' for kind in KINDS if self.counts[kind]) + '.'
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """The counters."""
         return dict(self.counts)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Take over counters."""
         self.counts = Counter({str(kind): int(count) for kind, count in state.items()})

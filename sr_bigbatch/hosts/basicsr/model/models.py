@@ -1,16 +1,15 @@
 """BasicSR models that take a whole effective batch as one iteration and work through it in micro-batches."""
 from __future__ import annotations
 
-from typing import Any
-
 from basicsr.models.esrgan_model import ESRGANModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
-from sr_bigbatch.hosts.basicsr.model import growth
 from sr_bigbatch.hosts.basicsr.model.accumulating import Accumulating
+from sr_bigbatch.hosts.basicsr.model.growth import enlarged, grow_to_match
+from sr_bigbatch.hosts.basicsr.model.host import Batch, TrainingState
 from sr_bigbatch.hosts.basicsr.model.saved_state import OURS, weights_of
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow_to, regroup
@@ -29,15 +28,16 @@ class AccumulatingSRModel(Accumulating, SRModel):  # type: ignore[misc]
     """
 
     loss_prefix = 'l_'
+    step: SupervisedStep
 
     def build_step(self, plan: StepPlan) -> SupervisedStep:
         """The step without discriminator."""
-        return SupervisedStep(self.net_g, self.optim_wrappers[0].safe_update, self.losses, plan, self.dtype)
+        return SupervisedStep(self.net_g, self.optim_wrappers[0].safe_update, self.losses, plan=plan, dtype=self.dtype,
+                              verify_every=self.settings.verify_every)
 
     def run_step(self, current_iter: int) -> StepReport:
         """One update."""
-        report: StepReport = self.step(self.lq, self.gt)
-        return report
+        return self.step(self.lq, self.gt)
 
 
 @MODEL_REGISTRY.register()
@@ -50,43 +50,45 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
     """
 
     loss_prefix = 'l_g_'
+    step: AdversarialStep
 
     def build_step(self, plan: StepPlan) -> AdversarialStep:
         """The step of generator and discriminator."""
         self.losses.artifact = getattr(self, 'cri_ldl', None)
         self.losses.ema_output = getattr(self, 'net_g_ema', None)
         update_g, update_d = (wrapper.safe_update for wrapper in self.optim_wrappers)
-        return AdversarialStep(self.net_g, self.net_d, update_g, update_d, self.losses, self.cri_gan, plan,
-                               self.opt['train'].get('relativistic_gan', True), self.dtype)
+        return AdversarialStep(self.net_g, self.net_d, update_g, update_d, self.losses, self.cri_gan, plan=plan,
+                               relativistic=self.settings.relativistic, dtype=self.dtype,
+                               verify_every=self.settings.verify_every)
 
     def run_step(self, current_iter: int) -> StepReport:
         """One update of the discriminator and, where ``net_d_iters`` and ``net_d_init_iters`` say so, of the generator."""
         update_g = current_iter % self.net_d_iters == 0 and current_iter > self.net_d_init_iters
-        report: StepReport = self.step(self.lq, self.gt, update_g=update_g)
-        return report
+        return self.step(self.lq, self.gt, update_g=update_g)
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
         """Load weights as BasicSR does; a growable discriminator grows to the size of the saved one, or that to its own."""
         if isinstance(net, GrowableVGGDiscriminator):
             state = weights_of(load_path, param_key)
-            larger = growth.enlarged(net, state)
+            larger = enlarged(net, state)
             if larger is not None:
                 net.load_state_dict(larger.state_dict())
                 return
-            growth.grow_to_match(net, state)
+            grow_to_match(net, state)
         super().load_network(net, load_path, strict, param_key)
 
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
+    def resume_training(self, resume_state: TrainingState) -> None:
         """Restore the state, with the parameter groups of a discriminator that had grown."""
-        groups = len(resume_state['optimizers'][1]['param_groups'])
-        self.growths = resume_state.get(OURS, {}).get('growths', ['append'] * (groups - 1))
+        groups, ours = len(resume_state['optimizers'][1]['param_groups']), resume_state.get(OURS)
+        self.growths = ours['growths'] if ours is not None and 'growths' in ours else ['append'] * (groups - 1)
         regroup(self.net_d, self.optimizer_d, self.schedulers, self.growths)
         super().resume_training(resume_state)
 
-    def enter_stage(self, gt_size: int, batch: dict[str, Any], growth: str, lr_factor: float) -> None:
+    def enter_stage(self, gt_size: int, batch: Batch, growth: str, lr_factor: float) -> None:
         """Let the discriminator grow and the micro-batches shrink; the effective batch stays."""
         if isinstance(self.net_d, GrowableVGGDiscriminator):
-            for line in grow_to(self.net_g, self.net_d, self.optimizer_d, self.schedulers, batch, gt_size, growth,
+            images = {'lq': batch['lq'], 'gt': batch['gt']}
+            for line in grow_to(self.net_g, self.net_d, self.optimizer_d, self.schedulers, images, gt_size, growth,
                                 lr_factor):
                 self.growths.append(growth)
                 get_root_logger().info(line)
@@ -94,5 +96,5 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
 
     def set_fade(self, share: float) -> None:
         """How much a prepended stage of the discriminator counts."""
-        if getattr(self.net_d, 'prepended', 0):
+        if isinstance(self.net_d, GrowableVGGDiscriminator) and self.net_d.prepended:
             self.net_d.set_fade(share)

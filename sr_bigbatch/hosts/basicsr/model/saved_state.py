@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from basicsr.utils import get_root_logger
@@ -12,10 +12,15 @@ from torch import nn
 
 from sr_bigbatch.files import checkpoint_set
 from sr_bigbatch.files.storage import BadFile, load_tensors, save_atomically
+from sr_bigbatch.hosts.basicsr.model.host import HostModel, OurState, TrainingState
+from sr_bigbatch.hosts.basicsr.settings import Options
 from sr_bigbatch.step.distributed import rank
 from sr_bigbatch.step.finite import flag, poisoned, read
 
-OURS = 'sr_bigbatch'  # our part of BasicSR's training state
+if TYPE_CHECKING:
+    from sr_bigbatch.hosts.basicsr.model.accumulating import Accumulating
+
+OURS: Literal['sr_bigbatch'] = 'sr_bigbatch'  # our part of BasicSR's training state
 MOST_RESTORES = 3
 
 
@@ -23,12 +28,12 @@ class GaveUp(RuntimeError):
     """The training cannot go on; the message says why and what is left."""
 
 
-def networks(model: Any) -> dict[str, nn.Module]:
+def networks(model: HostModel) -> dict[str, nn.Module]:
     """The networks of a model by the names of their attributes."""
     return {name: getattr(model, name) for name in ('net_g', 'net_g_ema', 'net_d') if hasattr(model, name)}
 
 
-def not_finite(model: Any) -> list[str]:
+def not_finite(model: HostModel) -> list[str]:
     """What must not be saved: names of parameters, buffers and optimizer states that are not finite."""
     found = [f'{label}.{name}' for label, net in networks(model).items() for name in poisoned(net)]
     for index, optimizer in enumerate(model.optimizers):
@@ -39,41 +44,49 @@ def not_finite(model: Any) -> list[str]:
     return found
 
 
-def our_state(model: Any) -> dict[str, Any]:
+def our_state(model: Accumulating) -> OurState:
     """What our models know beyond BasicSR's."""
-    return {'loss_scales': [wrapper.safe_update.loss_scale.state_dict() for wrapper in model.optim_wrappers],
-            'precision': model.step.recovery.precision.state_dict(), 'events': model.events.state_dict(),
-            'growths': list(model.growths), 'idle': list(model.idle),
-            'plan': model.step.recovery.plan.state_dict(),
-            'batch': None if model.batch_schedule is None else model.batch_schedule.size,
-            'noise': [wrapper.safe_update.noise.state_dict() for wrapper in model.optim_wrappers]}
+    return {'step': model.step.state_dict(), 'events': model.events.state_dict(), 'growths': list(model.growths),
+            'idle': list(model.idle), 'batch': None if model.batch_schedule is None else model.batch_schedule.size}
 
 
-def load_our_state(model: Any, state: dict[str, Any]) -> None:
+def load_our_state(model: Accumulating, state: TrainingState) -> None:
     """Take over our part of a training state; a state of BasicSR's own models has none."""
     ours = state.get(OURS)
     if ours is None:
         return
-    for wrapper, scale in zip(model.optim_wrappers, ours['loss_scales'], strict=True):
-        wrapper.safe_update.loss_scale.load_state_dict(scale)
-    for wrapper, noise in zip(model.optim_wrappers, ours.get('noise', ()), strict=False):
-        wrapper.safe_update.noise.load_state_dict(noise)
-    if model.batch_schedule is not None and ours.get('batch'):
-        model.batch_schedule.size = min(int(ours['batch']), model.batch_schedule.largest)
-    model.step.recovery.precision.load_state_dict(ours['precision'])
+    step = dict(ours['step']) if 'step' in ours else _step_of_0_1_0(ours, int(state['iter']))
+    if model.stage_plans:  # the plan belongs to a stage: it counts when the first one is entered
+        model.saved_plan, step['plan'] = step['plan'], None
+    model.step.load_state_dict(step)
+    batch = ours.get('batch')
+    if model.batch_schedule is not None and batch:
+        model.batch_schedule.size = min(int(batch), model.batch_schedule.largest)
     model.events.load_state_dict(ours['events'])
-    model.idle, model.saved_plan = list(ours.get('idle', ())), ours.get('plan')
-    if model.saved_plan and not model.stage_plans:  # with stages, when the first is entered
-        model.step.recovery.plan.load_state_dict(model.saved_plan)
+    model.idle = list(ours.get('idle', ()))
 
 
-def _in_set(model: Any, place: Path) -> Path:
+def _step_of_0_1_0(ours: Options, iteration: int) -> Options:
+    """The state of a step as version 0.1.0 saved it, in today's layout."""
+    return {'version': 1, 'steps': iteration, 'plan': ours.get('plan'), 'precision': ours['precision'],
+            'loss_scales': dict(zip('gd', ours['loss_scales'], strict=False)),
+            'noise': dict(zip('gd', ours.get('noise', ()), strict=False))}
+
+
+def _root(model: HostModel) -> Path | None:
+    """The folder of the experiment; None in a script that has none and only says where its files go."""
+    root = model.opt['path'].get('experiments_root')
+    return None if root is None else Path(root)
+
+
+def _in_set(model: HostModel, place: Path) -> Path:
     """Where to write a file of a set: it waits for the others, unless its folder is one that `seal` does not know."""
-    root = Path(model.opt['path']['experiments_root'])
-    return checkpoint_set.staged(place) if place.parent in (root / 'models', root / 'training_states') else place
+    root = _root(model)
+    known = () if root is None else (root / 'models', root / 'training_states')
+    return checkpoint_set.staged(place) if place.parent in known else place
 
 
-def save_networks(model: Any, label: str, iteration: int, nets: dict[str, nn.Module]) -> None:
+def save_networks(model: HostModel, label: str, iteration: int, nets: dict[str, nn.Module]) -> None:
     """Write the weights of networks by their BasicSR keys (``params``, ``params_ema``); see :func:`one_set`."""
     folder = Path(model.opt['path']['models'])
     path = folder / f'{label}_latest.pth' if iteration == -1 else _in_set(model, folder / f'{label}_{iteration}.pth')
@@ -82,16 +95,17 @@ def save_networks(model: Any, label: str, iteration: int, nets: dict[str, nn.Mod
 
 
 @contextmanager
-def one_set(model: Any, iteration: int) -> Iterator[None]:
+def one_set(model: HostModel, iteration: int) -> Iterator[None]:
     """Seal what is saved within as the set of an iteration, then remove sets that need not be kept.
 
-    If that fails, nothing of it stays, and every set that was there is as it was. The ``latest`` networks (-1) are no set.
+    If that fails, nothing of it stays, and every set that was there is as it was. The ``latest`` networks (-1) are no set,
+    and neither is what a script saves that has no ``path.experiments_root``.
 
     Raises:
         OSError: if it could not be written. Old sets that cannot be removed are only told of.
     """
-    root, settings = Path(model.opt['path']['experiments_root']), model.opt['logger']
-    if iteration == -1 or rank() != 0:
+    root, settings = _root(model), model.opt.get('logger') or {}
+    if iteration == -1 or rank() != 0 or root is None:
         yield
         return
     try:
@@ -125,14 +139,15 @@ def weights_of(path: str, param_key: str | None) -> dict[str, torch.Tensor]:
     return {name.removeprefix('module.'): value for name, value in weights.items()}
 
 
-def save_training_state(model: Any, epoch: int, iteration: int) -> None:
+def save_training_state(model: Accumulating, epoch: int, iteration: int) -> None:
     """Write BasicSR's training state, and ours in it; see :func:`one_set`."""
-    state = {'epoch': epoch, 'iter': iteration, 'optimizers': [optimizer.state_dict() for optimizer in model.optimizers],
-             'schedulers': [scheduler.state_dict() for scheduler in model.schedulers], OURS: our_state(model)}
+    state: TrainingState = {'epoch': epoch, 'iter': iteration,
+                            'optimizers': [optimizer.state_dict() for optimizer in model.optimizers],
+                            'schedulers': [scheduler.state_dict() for scheduler in model.schedulers], OURS: our_state(model)}
     save_atomically(state, _in_set(model, Path(model.opt['path']['training_states']) / f'{iteration}.state'))
 
 
-def return_to_last_good(model: Any, reason: str) -> int:
+def return_to_last_good(model: Accumulating, reason: str) -> int:
     """Give networks and optimizers back what they were at the newest save; the data go on.
 
     Args:
@@ -146,7 +161,10 @@ def return_to_last_good(model: Any, reason: str) -> int:
         GaveUp: if nothing was saved, or weights were restored too often.
     """
     model.restores += 1
-    folder = Path(model.opt['path']['training_states'])
+    states = model.opt['path'].get('training_states')
+    if states is None:
+        raise GaveUp(f'{reason}: there is no save to return to, because path.training_states is not set')
+    folder = Path(states)
     root = folder.parent
     saved = [iteration for iteration in reversed(checkpoint_set.iterations(root))
              if checkpoint_set.fault(root, iteration) is None]

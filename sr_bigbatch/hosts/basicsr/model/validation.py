@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from basicsr.utils import get_root_logger
@@ -10,8 +10,11 @@ from basicsr.utils import get_root_logger
 from sr_bigbatch.hosts.basicsr.model import saved_state
 from sr_bigbatch.step.out_of_memory import is_out_of_memory, release
 
+if TYPE_CHECKING:
+    from sr_bigbatch.hosts.basicsr.model.accumulating import Accumulating
 
-def generate(model: Any, test: Callable[[], None]) -> None:
+
+def generate(model: Accumulating, test: Callable[[], None]) -> None:
     """Have the host generate the image of ``model.lq``; if it does not fit, with all memory released, then on the CPU.
 
     Args:

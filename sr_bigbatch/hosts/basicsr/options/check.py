@@ -10,6 +10,7 @@ import torch
 from sr_bigbatch.hosts.basicsr.build import build_findings, part_findings
 from sr_bigbatch.hosts.basicsr.options.files import file_findings, vgg_findings
 from sr_bigbatch.hosts.basicsr.options.schema import schema_findings
+from sr_bigbatch.hosts.basicsr.settings import Options
 from sr_bigbatch.options import OptionError, unknown_keys
 from sr_bigbatch.progressive.batch_schedule import BatchSchedule
 from sr_bigbatch.step.distributed import world_size
@@ -21,7 +22,7 @@ _SECTIONS: dict[str, set[str]] = {
              'resume_state', 'ignore_resume_networks', 'experiments_root'},
     'train': {'ema_decay', 'optim_g', 'optim_d', 'scheduler', 'total_iter', 'warmup_iter', 'pixel_opt', 'perceptual_opt',
               'ldl_opt', 'gan_opt', 'net_d_iters', 'net_d_init_iters', 'micro_batch_size', 'memory_budget_gb',
-              'kept_graphs', 'accumulation', 'relativistic_gan', 'optim_wrapper', 'batch_schedule'},
+              'kept_graphs', 'accumulation', 'relativistic_gan', 'optim_wrapper', 'batch_schedule', 'verify_every'},
     'val': {'val_freq', 'val_at_start', 'save_img', 'pbar', 'suffix', 'metrics'},
     'logger': {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb', 'keep_last', 'keep_best'},
 }
@@ -35,7 +36,7 @@ _TRAIN_DATA_REQUIRED = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'io_backen
                         'batch_size_per_gpu', 'num_worker_per_gpu')
 
 
-def check(opt: dict[str, Any], *, data: bool = True, weights: bool = True) -> None:
+def check(opt: Options, *, data: bool = True, weights: bool = True) -> None:
     """Look for everything that would stop the training or make it another one than was meant.
 
     Args:
@@ -61,7 +62,7 @@ def check(opt: dict[str, Any], *, data: bool = True, weights: bool = True) -> No
         raise OptionError(findings)
 
 
-def _as_far_as_possible(look: Callable[[dict[str, Any]], Iterable[str]], opt: dict[str, Any], known: list[str]) -> list[str]:
+def _as_far_as_possible(look: Callable[[Options], Iterable[str]], opt: Options, known: list[str]) -> list[str]:
     """What a check finds; it may stumble over what is known to be wrong."""
     found = []
     try:
@@ -73,7 +74,7 @@ def _as_far_as_possible(look: Callable[[dict[str, Any]], Iterable[str]], opt: di
     return found
 
 
-def _known_names(opt: dict[str, Any]) -> Iterable[str]:
+def _known_names(opt: Options) -> Iterable[str]:
     elsewhere = {key: section or 'top level' for section, keys in _SECTIONS.items() for key in keys}
     for section, known in _SECTIONS.items():
         yield from unknown_keys(opt if section == '' else opt.get(section, {}), known, section, elsewhere)
@@ -86,7 +87,7 @@ def _known_names(opt: dict[str, Any]) -> Iterable[str]:
             yield from unknown_keys(dataset, _PAIRED, f'datasets.{phase}', elsewhere)
 
 
-def _missing(opt: dict[str, Any]) -> Iterable[str]:
+def _missing(opt: Options) -> Iterable[str]:
     for section, keys in _REQUIRED.items():
         present = opt if section == '' else opt.get(section, {})
         yield from (f'{section + "." if section else ""}{key} is missing' for key in keys if present.get(key) is None)
@@ -102,11 +103,11 @@ def _missing(opt: dict[str, Any]) -> Iterable[str]:
         yield 'network_d is missing'
     if train.get('ldl_opt') and not train.get('ema_decay'):
         yield 'train.ldl_opt compares with the averaged generator: set train.ema_decay, e.g. to 0.999'
-    if not train.get('pixel_opt') and not train.get('perceptual_opt'):
+    if not wanted and not train.get('pixel_opt') and not train.get('perceptual_opt'):
         yield 'train.pixel_opt and train.perceptual_opt are both missing: one of them is needed'
 
 
-def _numbers(opt: dict[str, Any]) -> Iterable[str]:
+def _numbers(opt: Options) -> Iterable[str]:
     train, data = opt['train'], opt['datasets']['train']
     integers = {'scale': opt['scale'], 'train.total_iter': train['total_iter'],
                 'datasets.train.batch_size_per_gpu': data['batch_size_per_gpu'], 'datasets.train.gt_size': data['gt_size'],
@@ -131,7 +132,7 @@ def _numbers(opt: dict[str, Any]) -> Iterable[str]:
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             yield f'train.batch_schedule: {error}'
     if data['gt_size'] % opt['scale']:
-        yield f'datasets.train.gt_size {data["gt_size"]} is no multiple of scale {opt["scale"]}'
+        yield f'datasets.train.gt_size {data["gt_size"]} is not a multiple of scale {opt["scale"]}'
     judged = (opt.get('network_d') or {}).get('input_size')
     if judged is not None and judged != data['gt_size']:
         yield (f'network_d.input_size is {judged} but datasets.train.gt_size is {data["gt_size"]}: the discriminator '
@@ -143,7 +144,7 @@ def _is_whole(value: Any, at_least: int) -> bool:
     return number and value == int(value) and value >= at_least
 
 
-def complete(opt: dict[str, Any], root: Path, *, auto_resume: bool, debug: bool) -> None:
+def complete(opt: Options, root: Path, *, auto_resume: bool, debug: bool) -> None:
     """Fill in what BasicSR's ``parse_options`` fills in: phases, paths under ``root``, debug frequencies."""
     opt['is_train'], opt['auto_resume'], opt['root_path'] = True, auto_resume, str(root)
     if debug and not opt['name'].startswith('debug'):

@@ -15,14 +15,14 @@ from basicsr.utils import get_root_logger
 from PIL import Image
 
 from sr_bigbatch.files.storage import BadFile, load_tensors
-from sr_bigbatch.hosts.basicsr.model.growth import stages_of
 from sr_bigbatch.hosts.basicsr.options.lmdb_check import lmdb_findings
+from sr_bigbatch.hosts.basicsr.settings import Options, stages_of
 from sr_bigbatch.options import did_you_mean
 
 _VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
 
-def file_findings(opt: dict[str, Any]) -> list[str]:
+def file_findings(opt: Options) -> list[str]:
     """A finding for each file or folder of the options that is missing, and for a training set that fills no batch."""
     findings = [*vgg_findings(opt), *_pretrained(opt)]
     for phase, dataset in opt['datasets'].items():
@@ -32,17 +32,17 @@ def file_findings(opt: dict[str, Any]) -> list[str]:
     return findings
 
 
-def vgg_findings(opt: dict[str, Any]) -> Iterable[str]:
+def vgg_findings(opt: Options) -> Iterable[str]:
     """A finding for the perceptual loss, and one for the metric, if the weights of its network are missing."""
     for where, settings in _users_of_vgg(opt).items():
         without = '--force_yml train:perceptual_opt=~' if where.startswith('train') else f'take {where} out'
         yield from _vgg(settings.get('vgg_type', 'vgg19'), where, without)
 
 
-def _users_of_vgg(opt: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _users_of_vgg(opt: Options) -> dict[str, Options]:
     """Settings of the perceptual loss and of metrics that use its network, by their place in the options."""
     loss, metrics = opt['train'].get('perceptual_opt'), (opt.get('val') or {}).get('metrics') or {}
-    return {**({'train.perceptual_opt': loss} if loss else {}),
+    return {**({'train.perceptual_opt': loss} if loss and loss.get('type') == 'PerceptualLoss' else {}),
             **{f'val.metrics.{name}': metric for name, metric in metrics.items()
                if metric['type'] == 'calculate_perceptual_distance'}}
 
@@ -66,7 +66,7 @@ def _vgg(kind: Any, where: str, without: str) -> Iterable[str]:
                f'put it at {target}; or do without: {without}')
 
 
-def say_which_vgg(opt: dict[str, Any]) -> None:
+def say_which_vgg(opt: Options) -> None:
     """Warn if the file that stands for VGG19's ImageNet weights holds others (its name ends in its hash)."""
     path = Path(VGG_PRETRAIN_PATH)
     if _users_of_vgg(opt) and path.exists():
@@ -77,7 +77,7 @@ def say_which_vgg(opt: dict[str, Any]) -> None:
                                       f'{found[:8]}, not {expected}): perceptual loss and distance mean something else.')
 
 
-def _pretrained(opt: dict[str, Any]) -> Iterable[str]:
+def _pretrained(opt: Options) -> Iterable[str]:
     for key in ('pretrain_network_g', 'pretrain_network_d', 'resume_state'):
         value = opt['path'].get(key)
         if value is None:
@@ -91,7 +91,7 @@ def _pretrained(opt: dict[str, Any]) -> Iterable[str]:
             yield f'path.{key}: {error}'
 
 
-def _dataset(dataset: dict[str, Any], where: str) -> Iterable[str]:
+def _dataset(dataset: Options, where: str) -> Iterable[str]:
     for key in ('dataroot_gt', 'dataroot_lq'):
         value = dataset.get(key)
         if value is None:
@@ -102,14 +102,15 @@ def _dataset(dataset: dict[str, Any], where: str) -> Iterable[str]:
                    'python tools/prepare_data.py --bundled)')
         elif dataset.get('io_backend', {}).get('type') == 'lmdb':
             if not value.endswith('.lmdb') or not (folder / 'meta_info.txt').is_file():
-                yield f'{where}.{key}: {value} is no LMDB of BasicSR: its name must end in .lmdb and it holds meta_info.txt'
+                yield (f'{where}.{key}: {value} is not an LMDB of BasicSR: its name must end in .lmdb and it holds '
+                       'meta_info.txt')
             else:
                 yield from (f'{where}.{key}: {finding}' for finding in lmdb_findings(folder))
         elif folder.suffix == '.lmdb':
             yield f'{where}.{key}: {value} is an LMDB, so set {where}.io_backend.type to lmdb'
 
 
-def _batch(opt: dict[str, Any]) -> Iterable[str]:
+def _batch(opt: Options) -> Iterable[str]:
     data = opt['datasets']['train']
     if data.get('dataroot_gt') is None:
         return
@@ -122,7 +123,7 @@ def _batch(opt: dict[str, Any]) -> Iterable[str]:
                f'an epoch (dataset_enlarge_ratio: {-(-batch * processes // max(images, 1))})')
 
 
-def _too_small(opt: dict[str, Any]) -> Iterable[str]:
+def _too_small(opt: Options) -> Iterable[str]:
     """A finding for the first photograph that is smaller than the crops of the last stage."""
     data = opt['datasets']['train']
     needed = max([int(data['gt_size']), *(stage.gt_size for stage in stages_of(opt))])
@@ -133,7 +134,7 @@ def _too_small(opt: dict[str, Any]) -> Iterable[str]:
             return
 
 
-def _sizes(data: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+def _sizes(data: Options) -> Iterator[tuple[str, int, int]]:
     """Name, width and height of each ground-truth image of a paired data set; only the head of a file is read."""
     if data.get('dataroot_gt') is None or data.get('meta_info_file') is not None:
         return
@@ -153,7 +154,7 @@ def _sizes(data: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
                 continue  # no image: the loader names it
 
 
-def count_images(data: dict[str, Any]) -> int:
+def count_images(data: Options) -> int:
     """Number of ground-truth images of a paired data set, without opening them."""
     folder = Path(data['dataroot_gt']).expanduser()
     listing = folder / 'meta_info.txt' if data['io_backend']['type'] == 'lmdb' else data.get('meta_info_file')

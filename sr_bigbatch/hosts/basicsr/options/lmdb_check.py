@@ -9,7 +9,7 @@ import lmdb
 
 
 def lmdb_findings(folder: Path) -> Iterable[str]:
-    """A finding for an LMDB that is no LMDB, was cut off, or lacks an image that its ``meta_info.txt`` names.
+    """A finding for an LMDB that is not an LMDB, was cut off, or lacks an image that its ``meta_info.txt`` names.
 
     Reading beyond the end of a file that was cut off would end the process with a bus error and no message.
 
@@ -30,7 +30,7 @@ def lmdb_findings(folder: Path) -> Iterable[str]:
             with environment.begin() as transaction:
                 yield from _missing(folder, transaction.cursor())
     except lmdb.Error as error:
-        yield f'{data} is no LMDB, or damaged ({error})'
+        yield f'{data} is not an LMDB, or damaged ({error})'
 
 
 def _missing(folder: Path, cursor: lmdb.Cursor) -> Iterable[str]:

@@ -1,7 +1,7 @@
 """The option keys that this package adds to BasicSR's, as a JSON schema: what checks them, and what editors can use."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -9,26 +9,27 @@ from jsonschema.exceptions import ValidationError
 
 from sr_bigbatch.options import did_you_mean
 
+_Schema = dict[str, Any]  # JSON
 _COUNT = {'type': 'integer', 'minimum': 1}
 _SHARE = {'type': 'integer', 'minimum': 0}
 
 
-def _section(**properties: Any) -> dict[str, Any]:
+def _section(**properties: Any) -> _Schema:
     return {'type': 'object', 'properties': properties}
 
 
-def _key(must_be: str, meaning: str, **schema: Any) -> dict[str, Any]:
+def _key(must_be: str, meaning: str, **schema: Any) -> _Schema:
     return {'title': must_be, 'description': meaning, **schema}
 
 
-_STAGE: dict[str, Any] = {'type': 'object', 'required': ['gt_size'], 'properties': {
+_STAGE: _Schema = {'type': 'object', 'required': ['gt_size'], 'properties': {
     'gt_size': _COUNT, 'until': _COUNT, 'until_images': _COUNT, 'batch_size': _COUNT}}
-_HOOK: dict[str, Any] = {'type': 'object', 'required': ['type'], 'properties': {
+_HOOK: _Schema = {'type': 'object', 'required': ['type'], 'properties': {
     'type': {'type': 'string'}, 'stages': {'type': 'array', 'items': _STAGE, 'minItems': 1},
     'growth': {'enum': ['append', 'prepend']}, 'fade_iters': _SHARE, 'warmup_iters': _SHARE, 'lead': _SHARE,
     'new_lr_factor': {'type': 'number', 'exclusiveMinimum': 0}, 'change_effective_batch': {'type': 'boolean'}}}
 
-SCHEMA: dict[str, Any] = {
+SCHEMA: _Schema = {
     '$schema': 'https://json-schema.org/draft/2020-12/schema',
     'title': 'Options of sr_bigbatch, beside those of BasicSR',
     **_section(
@@ -45,6 +46,9 @@ SCHEMA: dict[str, Any] = {
                              anyOf=[_SHARE, {'const': 'all'}]),
             accumulation=_key('exact or plain', 'relativistic means over the batch or over micro-batches',
                               enum=['exact', 'plain']),
+            verify_every=_key('a whole number of iterations, 0 or more',
+                              'how often a real batch is compared with the undivided one; 0: a part of the first alone',
+                              **_SHARE),
             relativistic_gan=_key('true or false', 'false is the plain GAN of SRGAN', type='boolean'),
             batch_schedule=_key('a list of {batch_size, until}, or {start, by: noise_scale}',
                                 'an effective batch that grows during the run', type=['array', 'object', 'null']),
@@ -66,8 +70,8 @@ SCHEMA: dict[str, Any] = {
         custom_hooks=_key('a list of {type: ...}', 'mmengine hooks', type=['array', 'null'], items=_HOOK))}
 
 
-def schema_findings(opt: dict[str, Any]) -> Iterable[str]:
-    """A finding for each of our keys whose value cannot be meant."""
+def schema_findings(opt: Mapping[str, object]) -> Iterable[str]:
+    """A finding for each of our keys with an invalid value."""
     errors = Draft202012Validator(SCHEMA).iter_errors(opt)
     for error in sorted(errors, key=lambda error: list(map(str, error.absolute_path))):
         where = ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in error.absolute_path).lstrip('.')
@@ -98,7 +102,7 @@ def reference() -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _keys(section: dict[str, Any], where: str) -> Iterable[tuple[str, dict[str, Any]]]:
+def _keys(section: _Schema, where: str) -> Iterable[tuple[str, _Schema]]:
     for name, key in section.get('properties', {}).items():
         path = f'{where}.{name}' if where else name
         if 'title' in key:
@@ -106,7 +110,7 @@ def _keys(section: dict[str, Any], where: str) -> Iterable[tuple[str, dict[str, 
         yield from _keys(key, path)
 
 
-def _in_words(key: dict[str, Any]) -> str:
+def _in_words(key: _Schema) -> str:
     if 'enum' in key:
         return ' or '.join(f'`{choice}`' for choice in key['enum'])
     if key.get('type') == 'array':

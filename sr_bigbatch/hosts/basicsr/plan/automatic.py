@@ -2,43 +2,36 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+
+from basicsr.utils import get_root_logger
 
 from sr_bigbatch.hosts.basicsr.plan.prediction import CannotPredict, model_of
+from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.memory.predict import MICRO_BATCHES, Plan, choose, plans
 from sr_bigbatch.nets.rrdb import POLICIES
 from sr_bigbatch.options import OptionError
+from sr_bigbatch.step.plan import WHOLE, MicroBatchSizes
 
 
-def is_automatic(opt: dict[str, Any]) -> bool:
-    """Whether a part of the plan is left to the program."""
-    return 'auto' in (opt['train'].get('micro_batch_size'), opt['network_g'].get('activation_memory'))
-
-
-def choose_plan(opt: dict[str, Any], gt_size: int, budget_bytes: float) -> Plan:
+def choose_plan(settings: TrainingSettings, gt_size: int, budget_bytes: float) -> Plan:
     """The plan with the least work that is predicted to fit; what the options give as a value stays as it is.
 
     Args:
-        opt: checked options.
+        settings: of the training.
         gt_size: of the crops, in pixels.
         budget_bytes: what the process may use.
 
     Raises:
         OptionError: if none fits, or a network does not run on fake tensors.
     """
-    policy, micro = opt['network_g'].get('activation_memory'), opt['train'].get('micro_batch_size')
-    kept = opt['train'].get('kept_graphs', 'auto' if policy == 'auto' else 0)
-    batch_size = int(opt['datasets']['train']['batch_size_per_gpu'])
-    policies = POLICIES if policy == 'auto' else (policy,)
-    keeping = (True, False) if kept == 'auto' and opt.get('network_d') else (kept == 'all',)
+    policies = POLICIES if settings.activation_memory == 'auto' else (settings.activation_memory,)
+    keeping = (True, False) if settings.kept_graphs is None and settings.network_d else (settings.kept_graphs == WHOLE,)
     try:
-        models = {(str(memory), keep): model_of(opt, gt_size, memory, keep)
+        models = {(str(memory), keep): model_of(settings, gt_size, memory, keep)
                   for memory, keep in itertools.product(policies, keeping)}
     except CannotPredict as error:
         raise OptionError([f'{error}: give train.micro_batch_size and network_g.activation_memory as values']) from error
-    size = batch_size if micro is None else max(micro.values()) if isinstance(micro, dict) else micro
-    found = plans(models, min(model.flops_per_sample for model in models.values()),
-                  MICRO_BATCHES if micro == 'auto' else (min(batch_size, int(size)),))
+    found = plans(models, min(model.flops_per_sample for model in models.values()), _micro_batches(settings))
     best = choose(found, budget_bytes)
     if best is None:
         least = min(found, key=lambda plan: plan.total_bytes)
@@ -49,10 +42,32 @@ def choose_plan(opt: dict[str, Any], gt_size: int, budget_bytes: float) -> Plan:
     return best
 
 
-def fill_in(opt: dict[str, Any], plan: Plan) -> None:
-    """Put the values of a plan where the options say ``auto``."""
-    if opt['network_g'].get('activation_memory') == 'auto':
-        opt['network_g']['activation_memory'] = plan.memory
-        opt['train'].setdefault('kept_graphs', 'all' if plan.kept else 0)
-    if opt['train'].get('micro_batch_size') == 'auto':
-        opt['train']['micro_batch_size'] = plan.micro
+def _micro_batches(settings: TrainingSettings) -> tuple[int, ...]:
+    """What may be chosen from."""
+    sizes = settings.micro_batch_size
+    if sizes is None:
+        return MICRO_BATCHES
+    return (min(settings.batch_size, max(vars(sizes).values()) if isinstance(sizes, MicroBatchSizes) else sizes),)
+
+
+def plan_later_stages(settings: TrainingSettings, budget_bytes: float) -> dict[int, Plan]:
+    """Predict what the later stages take, before the first iteration is made; returns the plan of each by crop size.
+
+    Args:
+        settings: of the training, with ``auto`` in them.
+        budget_bytes: what the process may use.
+
+    Raises:
+        OptionError: if a stage does not fit.
+    """
+    found = {}
+    for size in [stage.gt_size for stage in settings.stages[1:]] if settings.data is not None else []:
+        try:
+            found[size] = choose_plan(settings.for_crop(size), size, budget_bytes)
+        except OptionError as error:
+            if isinstance(error.__cause__, CannotPredict) and not settings.is_automatic:
+                get_root_logger().warning(f'The memory of the stage of {size} px could not be predicted. {error}')
+                continue
+            raise OptionError([f'the stage of {size} px would fail in mid-run: {finding}' for finding in error.findings]
+                              ) from error
+    return found

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sr_bigbatch.hosts.basicsr.settings import Options
 from sr_bigbatch.hosts.signals import leave_signals_to_parent
 from sr_bigbatch.step.distributed import rank, world_size
 
@@ -68,7 +69,7 @@ class BatchOrder(Sampler[list[Request]]):
                    for place, image in enumerate(order[first:first + self.batch_size].tolist())]
 
 
-class Requested(Dataset[dict[str, Any]]):
+class Requested(Dataset[Options]):
     """A data set of BasicSR that answers requests.
 
     Args:
@@ -79,7 +80,7 @@ class Requested(Dataset[dict[str, Any]]):
     def __init__(self, dataset: Any, skip: bool = False) -> None:
         self.dataset, self.skip = dataset, skip
 
-    def __getitem__(self, request: Request) -> dict[str, Any]:
+    def __getitem__(self, request: Request) -> Options:
         """The sample of a request. In the main process the random numbers of the training stay as they are."""
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed_everything(request.seed)
@@ -92,7 +93,7 @@ class Requested(Dataset[dict[str, Any]]):
         return sample
 
 
-    def _readable(self, image: int) -> dict[str, Any]:
+    def _readable(self, image: int) -> Options:
         """The sample of an image; under ``unreadable`` the names of those in whose place it stands."""
         unreadable: list[str] = []
         for attempt in range(_ATTEMPTS):
@@ -122,7 +123,7 @@ def seed_everything(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def training_loader(dataset: Any, settings: dict[str, Any], order: BatchOrder, *, pin_memory: bool) -> Any:
+def training_loader(dataset: Any, settings: Options, order: BatchOrder, *, pin_memory: bool) -> Any:
     """An endless loader of training batches.
 
     Args:

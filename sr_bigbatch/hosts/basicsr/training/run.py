@@ -4,14 +4,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from basicsr.utils import MessageLogger, get_root_logger
 from tqdm import tqdm
 
 from sr_bigbatch.files.checkpoint_set import fault, newest_valid
+from sr_bigbatch.hosts.basicsr.model.host import Batch
 from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp
+from sr_bigbatch.hosts.basicsr.settings import LoopSettings, Options
 from sr_bigbatch.hosts.basicsr.training.loader import seed_everything
 from sr_bigbatch.memory.device import peak_bytes
 from sr_bigbatch.report.run_log import LOG_FILE
@@ -24,29 +26,33 @@ class Run:
     """What is done in an iteration, with its counters.
 
     Args:
-        opt: complete options.
+        opt: complete options, for BasicSR's logger.
+        settings: of the loop.
         model: of BasicSR or ours.
         val_loaders: one for each validation set.
         tb_logger: TensorBoard writer or None.
         iteration: the last one that is already done.
     """
 
-    def __init__(self, opt: dict[str, Any], model: Any, val_loaders: list[Any], tb_logger: Any, iteration: int) -> None:
-        self.opt, self.model, self.val_loaders, self.tb_logger = opt, model, val_loaders, tb_logger
+    def __init__(self, opt: Options, settings: LoopSettings, model: Any, val_loaders: list[Any], tb_logger: Any,
+                 iteration: int) -> None:
+        self.opt, self.settings = opt, settings
+        self.model, self.val_loaders, self.tb_logger = model, val_loaders, tb_logger
         self.messages = MessageLogger(opt, iteration, tb_logger)
         self.messages.max_iters += 1  # BasicSR's ETA is one iteration short: below zero at the last one
-        self.bar = tqdm(total=opt['train']['total_iter'], initial=iteration, unit='it', dynamic_ncols=True,
+        self.bar = tqdm(total=settings.total_iter, initial=iteration, unit='it', dynamic_ncols=True,
                         disable=rank() != 0 or not sys.stderr.isatty())
         self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
-        self.log_file = Path(opt['path']['experiments_root']) / LOG_FILE
+        self.log_file = settings.folder / LOG_FILE
         self.failed_saves = self.unreadable = 0
         self.saved: int | None = None  # the iteration of the last save of this run
 
-    def one(self, epoch: int, iteration: int, batch: dict[str, Any], waited: float) -> None:
+    def one(self, epoch: int, iteration: int, batch: Batch, waited: float) -> None:
         """Make one iteration and what is due after it."""
-        seed_everything(self.opt['manual_seed'] + iteration * world_size() + rank())  # a resumed run draws the same numbers
-        self.model.update_learning_rate(iteration, warmup_iter=self.opt['train'].get('warmup_iter', -1))
-        for names in filter(None, batch.pop('unreadable', ())):
+        settings = self.settings
+        seed_everything(settings.seed + iteration * world_size() + rank())  # a resumed run draws the same numbers
+        self.model.update_learning_rate(iteration, warmup_iter=settings.warmup_iter)
+        for names in filter(None, batch.pop('unreadable', [])):
             get_root_logger().warning(f'Iteration {iteration}: cannot be read, the next image stands in: {names}')
             self.unreadable += 1
         self.model.feed_data(batch)
@@ -56,14 +62,13 @@ class Run:
         self.waited, self.count = self.waited + waited, self.count + 1
         self.images += len(self.model.lq) * world_size()
         self.bar.update()
-        settings, last = self.opt['logger'], iteration == self.opt['train']['total_iter']
-        if iteration % settings['print_freq'] == 0 or last:
+        last = iteration == settings.total_iter
+        if iteration % settings.print_every == 0 or last:
             self._log(epoch, iteration)
-        if iteration % settings['save_checkpoint_freq'] == 0:
+        if iteration % settings.save_every == 0:
             get_root_logger().info('Saving models and training states.')
             self.save(epoch, iteration)
-        val = self.opt.get('val')
-        if val and iteration % int(val['val_freq']) == 0 and not last:
+        if settings.validate_every and iteration % settings.validate_every == 0 and not last:
             self.validate(iteration)
 
     def save(self, epoch: int, iteration: int, *, last: bool = False) -> None:
@@ -72,7 +77,7 @@ class Run:
         Raises:
             GaveUp: if the training would be lost.
         """
-        failure, root = '', Path(self.opt['path']['experiments_root'])
+        failure, root = '', self.settings.folder
         if iteration == self.saved and not worst(int(rank() == 0 and fault(root, iteration) is not None), self.model.device):
             return
         try:
@@ -105,11 +110,10 @@ class Run:
 
     def validate(self, iteration: int) -> None:
         """Validate on every validation set and write down the metrics; a metric that fails does not end the training."""
-        val = self.opt.get('val') or {}
-        for loader in self.val_loaders if val else []:
+        for loader in self.val_loaders if self.settings.validate_every else []:
             before, name = time.perf_counter(), loader.dataset.opt['name']
             try:
-                self.model.validation(loader, iteration, self.tb_logger, val.get('save_img', False))
+                self.model.validation(loader, iteration, self.tb_logger, self.settings.save_images)
                 metrics = getattr(self.model, 'metric_results', {})
                 self._write({'iter': iteration, 'val': name, **{key: float(value) for key, value in metrics.items()}})
             except (ValueError, ArithmeticError) as error:  # such as NIQE's, of the flat image of an untrained network
@@ -117,7 +121,7 @@ class Run:
                                           f'({type(error).__name__}: {error}); the training goes on.')
             self.since += time.perf_counter() - before
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: Mapping[str, object]) -> None:
         if rank() == 0:
             with self.log_file.open('a', encoding='utf-8') as file:
                 file.write(json.dumps(record) + '\n')

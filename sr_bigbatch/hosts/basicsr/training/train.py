@@ -31,8 +31,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sr_bigbatch.files.checkpoint_set import finish, newest_valid
 from sr_bigbatch.files.storage import load_tensors
-from sr_bigbatch.hosts.basicsr.model.growth import crop_sizes, stages_of
+from sr_bigbatch.hosts.basicsr.model.host import TrainingState
 from sr_bigbatch.hosts.basicsr.options.files import say_which_vgg
+from sr_bigbatch.hosts.basicsr.settings import LoopSettings, Options, stages_of
 from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, training_loader
 from sr_bigbatch.hosts.basicsr.training.pictures import draw_run
 from sr_bigbatch.hosts.basicsr.training.run import Run
@@ -42,7 +43,7 @@ from sr_bigbatch.report.run_log import LOG_FILE, trim_log
 from sr_bigbatch.step.distributed import rank, world_size, worst
 
 
-def train(opt: dict[str, Any], option_file: str) -> int:
+def train(opt: Options, option_file: str) -> int:
     """Train with checked and completed options.
 
     Args:
@@ -56,28 +57,29 @@ def train(opt: dict[str, Any], option_file: str) -> int:
         GaveUp: if it cannot go on, or its last save could not be written.
     """
     _seed(opt)
+    settings = LoopSettings.from_options(opt)
     torch.backends.cudnn.benchmark = True
     resume_state, passed_over = _resume_state(opt)
     tb_logger = _open_experiment(opt, option_file, fresh=resume_state is None)
     logger = get_root_logger()
     for line in passed_over:
         logger.warning(line)
-    loader, order, val_loaders = _loaders(opt)
+    loader, order, val_loaders = _loaders(opt, settings)
     model = build_model(opt)
     iteration = 0
     if resume_state is not None:
         model.resume_training(resume_state)
         iteration = order.iteration = resume_state['iter']
         if rank() == 0:
-            trim_log(Path(opt['path']['experiments_root']) / LOG_FILE, iteration)
+            trim_log(settings.folder / LOG_FILE, iteration)
         logger.info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
-    run = Run(opt, model, val_loaders, tb_logger, iteration)
-    if iteration == 0 and (opt.get('val') or {}).get('val_at_start'):
+    run = Run(opt, settings, model, val_loaders, tb_logger, iteration)
+    if iteration == 0 and settings.validate_first:
         run.validate(0)
     started = time.time()
     with logging_redirect_tqdm([logger]), run.bar, StopRequest() as stop:
-        batches = iter(loader) if iteration < opt['train']['total_iter'] else iter(())
-        for iteration in range(iteration + 1, opt['train']['total_iter'] + 1):  # noqa: B020
+        batches = iter(loader) if iteration < settings.total_iter else iter(())
+        for iteration in range(iteration + 1, settings.total_iter + 1):  # noqa: B020
             waiting = time.perf_counter()
             batch = next(batches)
             run.one((iteration - 1) // order.per_epoch, iteration, batch, time.perf_counter() - waiting)
@@ -92,12 +94,11 @@ def train(opt: dict[str, Any], option_file: str) -> int:
     if tb_logger:
         tb_logger.close()
     if rank() == 0 and val_loaders:
-        _draw(opt, model, val_loaders[0])
+        _draw(opt, settings.folder, model, val_loaders[0])
     return 0
 
 
-def _draw(opt: dict[str, Any], model: Any, val_loader: Any) -> None:
-    folder = Path(opt['path']['experiments_root'])
+def _draw(opt: Options, folder: Path, model: Any, val_loader: Any) -> None:
     pictures = draw_run(model, val_loader, folder, opt['scale'])
     if stages_of(opt):
         pictures.append(draw_progress([folder], folder / 'progressive.png'))
@@ -105,13 +106,13 @@ def _draw(opt: dict[str, Any], model: Any, val_loader: Any) -> None:
         get_root_logger().info(f'Picture: {picture}')
 
 
-def _seed(opt: dict[str, Any]) -> None:
+def _seed(opt: Options) -> None:
     if opt.get('manual_seed') is None:
         opt['manual_seed'] = random.randint(1, 10000)
     set_random_seed(opt['manual_seed'] + opt['rank'])
 
 
-def start_processes(opt: dict[str, Any], launcher: str) -> None:
+def start_processes(opt: Options, launcher: str) -> None:
     """Join the other processes of the run: nccl on GPUs, gloo on CPUs."""
     opt['dist'] = launcher != 'none'
     if opt['dist']:
@@ -125,7 +126,7 @@ def start_processes(opt: dict[str, Any], launcher: str) -> None:
     opt['rank'], opt['world_size'] = rank(), world_size()
 
 
-def _resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+def _resume_state(opt: Options) -> tuple[TrainingState | None, list[str]]:
     """The training state to go on from, or None; and a line for each newer one that cannot be used."""
     path, passed_over = opt['path'].get('resume_state'), list[str]()
     if opt['auto_resume']:
@@ -139,12 +140,12 @@ def _resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]
     if path is None:
         return None, passed_over
     opt['path']['resume_state'] = path
-    state = load_tensors(Path(path))
+    state: Any = load_tensors(Path(path))
     check_resume(opt, state['iter'])
     return state, passed_over
 
 
-def _open_experiment(opt: dict[str, Any], option_file: str, fresh: bool) -> Any:
+def _open_experiment(opt: Options, option_file: str, fresh: bool) -> Any:
     """Make the folders and open the logs, where BasicSR has them; returns the TensorBoard writer or None."""
     settings = opt['logger']
     writes_tb = settings.setdefault('use_tb_logger', False) and not opt['name'].startswith('debug')
@@ -178,14 +179,14 @@ def _unless_just_archived(make: Callable[[], None]) -> None:
             time.sleep(1)
 
 
-def _loaders(opt: dict[str, Any]) -> tuple[Any, BatchOrder, list[Any]]:
+def _loaders(opt: Options, loop: LoopSettings) -> tuple[Any, BatchOrder, list[Any]]:
     train, val_loaders = opt['datasets']['train'], []
-    dataset, sizes = build_dataset(train), crop_sizes(opt)
-    order = BatchOrder(len(dataset), int(train['batch_size_per_gpu']), opt['manual_seed'],
-                       train.get('dataset_enlarge_ratio', 1), sizes)
+    dataset = build_dataset(train)
+    order = BatchOrder(len(dataset), int(train['batch_size_per_gpu']), loop.seed, train.get('dataset_enlarge_ratio', 1),
+                       loop.crop_sizes)
     loader = training_loader(dataset, train, order, pin_memory=opt['num_gpu'] > 0)
     get_root_logger().info(f'{len(dataset)} training images, {order.per_epoch} iterations an epoch, '
-                           f'{math.ceil(opt["train"]["total_iter"] / order.per_epoch)} epochs.')
+                           f'{math.ceil(loop.total_iter / order.per_epoch)} epochs.')
     for phase, settings in opt['datasets'].items():
         if phase != 'train':
             val_loaders.append(build_dataloader(build_dataset(settings), settings, num_gpu=opt['num_gpu'], dist=opt['dist']))

@@ -1,0 +1,46 @@
+"""The gradients of an undivided batch, in the plainest way: what every divided step is compared with."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sr_bigbatch.step.gan_loss import GanLoss
+from sr_bigbatch.step.sample_losses import SampleLosses
+
+Gradients = dict[str, list[Tensor | None]]
+
+
+def supervised_gradients(net_g: nn.Module, losses: SampleLosses, lq: Tensor, gt: Tensor) -> Gradients:
+    """Gradients of the sum of ``losses`` at the generator's parameters that require one; None for one without any."""
+    loss = sum(losses(net_g(lq), gt, lq).values(), lq.new_zeros(()))
+    return {'g': _gradients(loss, net_g)}
+
+
+def adversarial_gradients(net_g: nn.Module, net_d: nn.Module, losses: SampleLosses, gan_loss: GanLoss, lq: Tensor,
+                          gt: Tensor, *, relativistic: bool) -> Gradients:
+    """Gradients of an ESRGAN update (relativistic) or SRGAN update at the parameters of generator and discriminator.
+
+    Wang et al. 2018, https://arxiv.org/abs/1809.00219, equations 1 and 2, as in BasicSR: the discriminator's half uses the
+    generator of before the update.
+    """
+    fake = net_g(lq)
+    loss_g = sum(losses(fake, gt, lq).values(), lq.new_zeros(()))
+    real_logits, fake_logits = net_d(gt).detach(), net_d(fake)
+    if relativistic:
+        loss_g = loss_g + (gan_loss(real_logits - fake_logits.mean(), False, is_disc=False)
+                           + gan_loss(fake_logits - real_logits.mean(), True, is_disc=False)) / 2
+    else:
+        loss_g = loss_g + gan_loss(fake_logits, True, is_disc=False)
+    gradients_g = _gradients(loss_g, net_g)
+    real_logits, fake_logits = net_d(gt), net_d(fake.detach())
+    if relativistic:
+        loss_d = (gan_loss(real_logits - fake_logits.detach().mean(), True, is_disc=True)
+                  + gan_loss(fake_logits - real_logits.detach().mean(), False, is_disc=True)) / 2
+    else:
+        loss_d = gan_loss(real_logits, True, is_disc=True) + gan_loss(fake_logits, False, is_disc=True)
+    return {'g': gradients_g, 'd': _gradients(loss_d, net_d)}
+
+
+def _gradients(loss: Tensor, net: nn.Module) -> list[Tensor | None]:
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True))

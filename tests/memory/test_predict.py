@@ -1,0 +1,55 @@
+"""Memory and work of a step are predicted from small runs."""
+import torch
+from torch import nn
+
+from sr_bigbatch.memory.live_bytes import LiveBytes
+from sr_bigbatch.memory.predict import (
+    MemoryModel,
+    PhasePeaks,
+    Run,
+    choose,
+    fit,
+    plans,
+    sustained_flops,
+    total_bytes,
+    with_state,
+)
+
+
+def _run(batch, micro):
+    return Run({'learn': 1000 + 10 * batch + 100 * micro}, 7 * batch)
+
+
+def test_a_linear_model_is_found_and_the_undivided_batch_is_its_own_run():
+    model = fit(_run, 32)
+    assert model.peak(4) == {'learn': 1000 + 320 + 400} and model.flops(4) == 7
+    assert model.peak(32) == {'learn': float(_run(32, 32).peak['learn'])}
+
+
+def test_the_plan_with_the_least_work_that_fits_is_chosen():
+    fast, slow = (MemoryModel({'learn': (0.0, 0.0, size)}, flops, 8, Run({'learn': int(8 * size)}, int(8 * flops)))
+                  for size, flops in ((2e9, 10.0), (1e9, 13.0)))
+    made = plans({('standard', True): fast, ('lean', False): slow}, 10.0, (1, 2, 4, 128))
+    assert {plan.micro for plan in made} == {1, 2, 4, 8}
+    chosen = choose(made, total_bytes(4e9))
+    assert (chosen.memory, chosen.micro, chosen.flops) == ('standard', 2, 1.0)
+    assert choose(made, total_bytes(1e9)).memory == 'lean' and choose(made, 1e6) is None
+    assert chosen.options[1] == 'train:micro_batch_size=2'
+
+
+def test_an_optimizer_gets_the_state_of_its_first_step():
+    optimizer = with_state(torch.optim.Adam(nn.Linear(2, 1).parameters()))
+    assert all(optimizer.state[parameter] for group in optimizer.param_groups for parameter in group['params'])
+
+
+def test_phases_of_a_step_are_told_apart():
+    with LiveBytes() as live:
+        watch = PhasePeaks(live)
+        watch.on_phase('generate')
+        tensor = torch.zeros(1024)
+        watch.on_part('generator', slice(0, 1))
+    assert live.peak['generate'] == tensor.nbytes
+
+
+def test_the_speed_of_this_machine_is_measured():
+    assert sustained_flops(torch.device('cpu'), None, seconds=0.02) > 1e6

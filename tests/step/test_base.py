@@ -1,0 +1,63 @@
+"""What both steps do alike: plan, check, verification, state."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sr_bigbatch.step.check import NotExact
+from sr_bigbatch.step.plan import WHOLE, MicroBatchSizes, StepPlan
+from tests.reference import checked
+from tests.step.small import adversarial, batch, discriminator, generator, supervised
+
+
+def test_a_discriminator_that_couples_samples_gets_the_whole_batch_where_one_size_was_given():
+    step = adversarial(discriminator(nn.BatchNorm2d(4)), micro_batch_size=2)
+    step.check(*batch(5))
+    assert step.plan.micro == MicroBatchSizes(2, 2, WHOLE)
+    assert step.uncuttable_parts == {'discriminator'}
+
+
+def test_a_network_that_couples_samples_is_refused_before_anything_changes():
+    net = nn.Sequential(generator(), nn.BatchNorm2d(3).double())
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(NotExact, match=r'generator: .*BatchNorm'):
+        supervised(net, micro_batch_size=2)(*batch(5))
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    report = supervised(net, micro_batch_size=2, exact=False)(*batch(5))
+    assert report.committed == {'g'}
+
+
+def test_a_plan_that_is_set_is_in_force_for_the_next_step():
+    step = supervised(micro_batch_size=2)
+    step.plan = StepPlan(MicroBatchSizes(1, 1, 1))
+    checked(step, *batch(3))
+    seen = []
+    step.net_g.register_forward_pre_hook(lambda net, inputs: seen.append(len(inputs[0])))
+    step(*batch(3))
+    assert seen == [1, 1, 1]
+
+
+def test_a_rehearsal_changes_nothing():
+    step = adversarial(micro_batch_size=2)
+    before = copy.deepcopy([net.state_dict() for net in step.nets.values()])
+    assert step.rehearse(*batch(5)) == []
+    torch.testing.assert_close([net.state_dict() for net in step.nets.values()], before, rtol=0, atol=0)
+
+
+def test_a_state_brings_counter_and_plan_in_force_back():
+    step, again = (supervised(micro_batch_size=4) for _ in range(2))
+    step(*batch(4))
+    step.trial.memory.plan.shrink('generator', 4)
+    again.load_state_dict(step.state_dict())
+    assert (again.steps, again.plan.micro.generator) == (1, 2)
+    with pytest.raises(ValueError, match='version'):
+        again.load_state_dict({**step.state_dict(), 'version': 99})
+
+
+def test_a_batch_that_is_not_finite_is_left_out():
+    step, (lq, gt) = supervised(), batch(3)
+    lq[1] = float('nan')
+    report = step(lq, gt)
+    assert report.committed == frozenset() and report.output is None
+    assert [(event.kind, event.samples) for event in report.events] == [('bad input', (1,))]

@@ -1,0 +1,50 @@
+"""When a step is checked, and what it says."""
+import pytest
+import torch
+from torch import nn
+
+from sr_bigbatch.step.audit import Finding
+from sr_bigbatch.step.check import Check, NotExact
+from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
+from sr_bigbatch.step.update import SafeUpdate
+from tests.step.small import discriminator, generator, l1
+
+SHAPES, PLAN = ((3, 6, 6), (3, 12, 12)), StepPlan(MicroBatchSizes(2, 2, 2))
+
+
+@pytest.fixture
+def check():
+    nets = {'g': generator(), 'd': discriminator(nn.Dropout(0.5))}
+    return Check(nets, {name: SafeUpdate(torch.optim.SGD(net.parameters(), 0.1)) for name, net in nets.items()}, l1), nets
+
+
+CHANGES = {
+    'plan': lambda nets: (StepPlan(MicroBatchSizes(1, 2, 2)), *SHAPES, [5]),
+    'crop': lambda nets: (PLAN, (3, 8, 8), (3, 16, 16), [5]),
+    'batch': lambda nets: (PLAN, *SHAPES, [6]),
+    'layer': lambda nets: (nets['d'].append(nn.Linear(1, 1).double()), PLAN, *SHAPES, [5])[1:],
+    'hook': lambda nets: (nets['g'].register_forward_hook(lambda *_: None), PLAN, *SHAPES, [5])[1:],
+    'frozen': lambda nets: (nets['g'].requires_grad_(False), PLAN, *SHAPES, [5])[1:],
+    'mode': lambda nets: (nets['g'].eval(), PLAN, *SHAPES, [5])[1:],
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_it_is_due_at_first_and_after_each_change(check, change):
+    made, nets = check
+    assert made.is_due(PLAN, *SHAPES, [5])
+    plan, findings = made(PLAN, *SHAPES, [5])
+    assert plan == PLAN and all(finding.exact for finding in findings)
+    assert not made.is_due(PLAN, *SHAPES, [5])
+    assert made.is_due(*CHANGES[change](nets))
+
+
+def test_noise_of_each_sample_is_exact_and_known(check):
+    made, _ = check
+    made(PLAN, *SHAPES, [5])
+    assert made.draws_noise and not made.uncuttable
+
+
+def test_the_refusal_names_every_reason():
+    text = str(NotExact([Finding('generator', False, 'couples'), Finding('l1', False, 'is a sum')]))
+    assert '- generator: couples' in text and '- l1: is a sum' in text and 'micro_batch_size' in text
