@@ -138,4 +138,5 @@ def _signature(net: nn.Module) -> Iterator[object]:
     for module in net.modules():
         yield id(module), module.training, len(module._forward_hooks), len(module._backward_hooks)
     for parameter in net.parameters():
-        yield id(parameter), parameter.requires_grad, bool(parameter._backward_hooks)
+        hooks = parameter._backward_hooks, getattr(parameter, '_post_accumulate_grad_hooks', None)
+        yield id(parameter), parameter.requires_grad, *map(bool, hooks)

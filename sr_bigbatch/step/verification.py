@@ -29,7 +29,8 @@ class Verification:
     """How far the gradients of a divided batch are from those of the undivided one.
 
     Attributes:
-        differences: by network, the length of the difference over the length of the undivided gradient.
+        differences: by network, the length of the difference over the length of the undivided gradient; a network whose
+            undivided gradient is not finite is left out.
         dtype: in which it was computed.
     """
 
@@ -78,7 +79,8 @@ def _compared(step: Step, lq: Tensor, gt: Tensor, dtype: torch.dtype) -> dict[st
             for snapshot in before:
                 snapshot.restore()
             divided = twin.divided_gradients(lq, gt)
-    return {name: _difference(divided[name], reference[name]) for name in reference}
+    return {name: _difference(divided[name], gradients) for name, gradients in reference.items()
+            if all(gradient is None or gradient.isfinite().all() for gradient in gradients)}
 
 
 def _cut(step: Step, count: int) -> StepPlan:

@@ -54,3 +54,12 @@ def test_what_does_not_run_in_float64_runs_in_float32_and_noise_is_not_compared(
 def test_float32_is_granted_its_rounding():
     assert Verification({'g': 1e-5}, torch.float32).breaches() == []
     assert len(Verification({'g': 1e-5, 'd': float('nan')}, torch.float64).breaches()) == 2
+
+
+def test_an_undivided_gradient_that_is_not_finite_is_compared_with_nothing():
+    def nan(output, gt, lq):
+        return {'l': (output - output.detach()).abs().sqrt().mean()}
+
+    step = supervised(micro_batch_size=2, losses=nan)
+    found = verify(step, *batch(4), torch.float64)
+    assert found.differences == {} and found.breaches() == []
