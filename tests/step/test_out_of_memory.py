@@ -9,7 +9,7 @@ import torch
 
 from sr_bigbatch.step.adversarial_step import AdversarialStep
 from sr_bigbatch.step.elastic_plan import ElasticPlan
-from sr_bigbatch.step.out_of_memory import OutOfMemory, is_out_of_memory
+from sr_bigbatch.step.out_of_memory import OutOfMemory, is_device_full, is_out_of_memory
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
 from sr_bigbatch.step.supervised_step import SupervisedStep
 from sr_bigbatch.step.update import SafeUpdate, Verdict
@@ -21,7 +21,24 @@ FORMS = [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'
          RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
          RuntimeError('FIND was unable to find an engine to execute this computation'),
          RuntimeError('cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear '),
-         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")]
+         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
+         RuntimeError('CUDA driver error: out of memory'),
+         RuntimeError('cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED'),
+         RuntimeError('cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED'),
+         RuntimeError('cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`'),
+         torch.distributed.DistBackendError('NCCL error in: NCCLUtils.cpp:77, unhandled cuda error, NCCL version 2.27.5\n'
+                                            "Last error:\nCuda failure 2 'out of memory'"),
+         torch.distributed.DistBackendError("ncclUnhandledCudaError: Last error:\nCuda failure 'out of memory'"),
+         torch.distributed.DistBackendError('Last error:\nFailed to CUDA calloc async 608 bytes')]
+AMBIGUOUS = ['CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`',
+             'cuDNN error: CUDNN_STATUS_NOT_INITIALIZED', 'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR',
+             'cuDNN error: CUDNN_STATUS_EXECUTION_FAILED']
+OTHERS = [RuntimeError('pinned memory could not be freed'), ValueError('CUDA out of memory'), RuntimeError('shape mismatch'),
+          RuntimeError('CUDA error: an illegal memory access was encountered'),
+          RuntimeError('CUDA error: misaligned address. The memory of the GPU is fine'),
+          RuntimeError('CUDA driver error: invalid argument'), RuntimeError("Cuda failure 1 'invalid argument'"),
+          RuntimeError('cuDNN error: CUDNN_STATUS_BAD_PARAM'), RuntimeError('CUSOLVER_STATUS_INTERNAL_ERROR'),
+          OutOfMemory('CUDA out of memory, and nothing can be made smaller')]
 
 
 class Faults:
@@ -106,10 +123,36 @@ def test_the_same_without_discriminator(trial):
     assert disturbed.plan.micro.generator == 2
 
 
+@pytest.mark.parametrize('error', FORMS, ids=str)
+def test_each_form_of_a_lack_of_memory_is_known_whatever_is_free(error):
+    assert is_out_of_memory(error, is_full=lambda: False)
+
+
+@pytest.mark.parametrize('message', AMBIGUOUS)
+def test_messages_with_other_causes_count_on_a_full_device_only(message):
+    assert is_out_of_memory(RuntimeError(message), is_full=lambda: True)
+    assert not is_out_of_memory(RuntimeError(message), is_full=lambda: False)
+    assert not is_out_of_memory(RuntimeError(message))  # without a GPU none is full
+
+
+@pytest.mark.parametrize(('free', 'full'), [(0, True), (100 * 2**20, True), (2 * 2**30, False), (None, False)])
+def test_a_device_is_full_where_a_library_finds_no_room_to_set_itself_up(monkeypatch, free, full):
+    def mem_get_info():
+        if free is None:
+            raise RuntimeError('CUDA error: an illegal memory access was encountered')
+        return free, 8 * 2**30
+
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', mem_get_info)
+    assert is_device_full() is full
+
+
+@pytest.mark.parametrize('error', OTHERS, ids=str)
+def test_an_error_that_only_mentions_memory_stays_an_error(error):
+    assert not is_out_of_memory(error, is_full=lambda: True)
+
+
 def test_other_errors_are_not_swallowed():
-    for error in (RuntimeError('pinned memory could not be freed'), ValueError('CUDA out of memory'),
-                  RuntimeError('shape mismatch')):
-        assert not is_out_of_memory(error)
     case = make_case()
     step = _step(case, StepPlan(MicroBatchSizes(2, 2, 2)))
     before = _state(step)
