@@ -1,9 +1,14 @@
-"""What is combined although a GPU's training has it on two devices."""
+"""What is combined although a GPU's training has it on two devices, and what is done on both."""
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from sr_bigbatch.hosts.basicsr.model.saved_state import not_finite
+from sr_bigbatch.hosts.basicsr.settings import LoopSettings
+from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, Requested, training_loader
+from sr_bigbatch.hosts.basicsr.training.run import Run
 from sr_bigbatch.step.finite import poisoned, read
 from tests.far_device import FarTensor
 from tests.hosts.test_basicsr_models import _batch
@@ -44,3 +49,48 @@ def test_flags_are_told_in_their_order_whatever_their_devices():
     flags = [torch.tensor(value) for value in (True, False, True, False, True)]
     assert read([FarTensor(flag) if index % 2 else flag for index, flag in enumerate(flags)]) == list(map(bool, flags))
     assert read([]) == []
+
+
+class _Drawing:
+    """A model on a GPU that draws: ``gpu`` stands in for the generator of the GPU."""
+
+    def __init__(self, gpu):
+        self.device, self.gpu, self.drawn = torch.device('cuda'), gpu, []
+
+    def update_learning_rate(self, iteration, warmup_iter):
+        pass
+
+    def feed_data(self, batch):
+        self.lq = batch['lq']
+
+    def optimize_parameters(self, iteration):
+        self.drawn.append((torch.rand(()).item(), torch.rand((), generator=self.gpu).item()))
+
+
+def _drawn(monkeypatch, opt, iterations):
+    model = _Drawing(torch.Generator())
+    model.gpu.seed()  # as in a new process
+    monkeypatch.setattr(torch.cuda, 'manual_seed', model.gpu.manual_seed)
+    settings = LoopSettings(Path('never'), 5, 1000, -1, 1000, 1000, None, False, False, None)
+    run = Run(opt, settings, model, [], None, iterations[0] - 1)
+    for iteration in iterations:
+        run.one(0, iteration, {'lq': torch.zeros(1)}, 0.0)
+    return model.drawn
+
+
+def test_a_resumed_run_draws_the_numbers_of_an_undisturbed_one_on_the_gpu_too(monkeypatch, opt):
+    undisturbed, resumed = _drawn(monkeypatch, opt, range(1, 6)), _drawn(monkeypatch, opt, range(3, 6))
+    assert resumed == undisturbed[2:] and len(set(undisturbed)) == 5
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_loading_leaves_the_gpu_alone(monkeypatch, workers):
+    def touched(*_):
+        raise AssertionError('the GPU was seeded')
+
+    for name in ('manual_seed', '_lazy_init'):  # torch seeds its workers by manual_seed_all, which is put off
+        monkeypatch.setattr(torch.cuda, name, touched)
+    images = [{'gt': number} for number in range(10)]
+    batches = iter(training_loader(images, {'num_worker_per_gpu': workers}, BatchOrder(10, 2, 0), pin_memory=False))
+    assert [len(next(batches)['gt']) for _ in range(3)] == [2, 2, 2]
+    assert Requested(images)[next(iter(BatchOrder(10, 1, 0)))[0]]['gt'] in range(10)

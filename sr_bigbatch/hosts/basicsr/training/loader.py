@@ -116,11 +116,18 @@ class Requested(Dataset[Options]):
         return str(entry.get('gt_path', entry)) if isinstance(entry, dict) else str(entry)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed ``random``, numpy and torch on the CPU."""
+def seed_everything(seed: int, device: torch.device | None = None) -> None:
+    """Seed ``random``, numpy and torch on the CPU, and torch on the GPU of a training.
+
+    Args:
+        seed: from 0 on.
+        device: of the training. None in the workers of a loader, which must not touch the GPU.
+    """
     random.seed(seed)
     np.random.seed(seed % _SEEDS)
     torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == 'cuda':
+        torch.cuda.manual_seed(seed)  # of the current GPU, on which each process trains
 
 
 def training_loader(dataset: Any, settings: Options, order: BatchOrder, *, pin_memory: bool) -> Any:

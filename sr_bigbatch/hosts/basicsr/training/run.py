@@ -50,7 +50,8 @@ class Run:
     def one(self, epoch: int, iteration: int, batch: Batch, waited: float) -> None:
         """Make one iteration and what is due after it."""
         settings = self.settings
-        seed_everything(settings.seed + iteration * world_size() + rank())  # a resumed run draws the same numbers
+        # A resumed run draws the same numbers, on the GPU, too.
+        seed_everything(settings.seed + iteration * world_size() + rank(), self.model.device)
         self.model.update_learning_rate(iteration, warmup_iter=settings.warmup_iter)
         for names in filter(None, batch.pop('unreadable', [])):
             get_root_logger().warning(f'Iteration {iteration}: cannot be read, the next image stands in: {names}')
