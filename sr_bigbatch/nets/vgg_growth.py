@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_bigbatch.progressive.stages import add_to_optimizer, cut, measure
-from sr_bigbatch.step.distributed import world_size
+from sr_bigbatch.step.distributed import same_everywhere, world_size
 
 from .vgg_discriminator import SLOPE, GrowableVGGDiscriminator, check_size
 
@@ -157,6 +157,7 @@ def grow_to(net_g: nn.Module, net_d: GrowableVGGDiscriminator, optimizer: torch.
     """
     def change(images: Tensor) -> None:
         add_to_optimizer(optimizer, schedulers, grow(net_d, way, images), lr_factor)
+        same_everywhere(net_d)  # each process has drawn the new layers from random numbers of its own
 
     while net_d.input_size < gt_size:
         growth = measure(net_d, change, *_examples(net_g, batch, 2 * net_d.input_size), way)

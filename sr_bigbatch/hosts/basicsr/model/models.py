@@ -14,6 +14,7 @@ from sr_bigbatch.hosts.basicsr.model.saved_state import OURS, weights_of
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow_to, regroup
 from sr_bigbatch.step.adversarial_step import AdversarialStep
+from sr_bigbatch.step.distributed import same_everywhere
 from sr_bigbatch.step.plan import StepPlan
 from sr_bigbatch.step.report import StepReport
 from sr_bigbatch.step.supervised_step import SupervisedStep
@@ -73,6 +74,7 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
             larger = enlarged(net, state)
             if larger is not None:
                 net.load_state_dict(larger.state_dict())
+                same_everywhere(net)  # what it has grown by does not come from the file
                 return
             grow_to_match(net, state)
         super().load_network(net, load_path, strict, param_key)
