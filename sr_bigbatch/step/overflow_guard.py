@@ -22,11 +22,12 @@ class OverflowGuard:
 
     Args:
         dtype: of autocast, or None.
+        device: where the networks are.
         values: whether there are values to look at; fake tensors have none.
     """
 
-    def __init__(self, dtype: torch.dtype | None, *, values: bool = True) -> None:
-        self.precision, self._values = Precision(dtype), values
+    def __init__(self, dtype: torch.dtype | None, device: torch.device, *, values: bool = True) -> None:
+        self.precision, self._values = Precision(dtype, device), values
         self._flags: list[tuple[str, slice, Tensor]] = []
 
     def begin(self, batch_size: int) -> None:

@@ -9,6 +9,8 @@ from sr_bigbatch.step.plan import PARTS
 
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 _LADDERS = {torch.float16: (torch.float16, torch.bfloat16, torch.float32), torch.bfloat16: (torch.bfloat16, torch.float32)}
+_TENSOR_CORES_FOR_BFLOAT16 = (8, 0)  # compute capability: Ampere
+NO_BFLOAT16 = 'this GPU only emulates bfloat16, slowly (its compute capability is below 8.0): use float16'
 _OFTEN, _WINDOW, _REST = 3, 100, 500  # steps
 
 
@@ -19,6 +21,16 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """
     enabled = dtype in _SIXTEEN_BIT
     return torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself. GPUs before Ampere (T4, RTX 20, V100) only emulate it, slowly.
+
+    ``torch.cuda.is_bf16_supported()`` is true for these, too. A GPU that is not there is taken for a newer one.
+    """
+    if device.type != 'cuda' or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= _TENSOR_CORES_FOR_BFLOAT16
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -35,14 +47,17 @@ class Precision:
     """The autocast dtype of each part of a step, for each sample of its batch.
 
     An overflow in the forward pass does not go away at a lower loss scale. The samples concerned climb a ladder instead:
-    float16, bfloat16, float32. A part that needed this in 3 of 100 steps stays on the wider dtype for 500 steps.
+    float16, bfloat16, float32, without bfloat16 where the device only emulates it. A part that needed this in 3 of 100
+    steps stays on the wider dtype for 500 steps.
 
     Args:
         dtype: where every part starts; None, float32 and float64 are the top of their ladder.
+        device: where the parts run.
     """
 
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        self._ladder: tuple[torch.dtype | None, ...] = _LADDERS.get(dtype, (dtype,)) if dtype else (None,)
+    def __init__(self, dtype: torch.dtype | None, device: torch.device) -> None:
+        ladder: tuple[torch.dtype | None, ...] = _LADDERS.get(dtype, (dtype,)) if dtype else (None,)
+        self._ladder = [rung for rung in ladder if rung is dtype or rung is not torch.bfloat16 or has_bfloat16(device)]
         self._base = dict.fromkeys(PARTS, 0)
         self._rest = dict.fromkeys(PARTS, 0)
         self._recent: dict[str, list[int]] = {part: [] for part in PARTS}

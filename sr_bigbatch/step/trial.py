@@ -56,7 +56,7 @@ class Trial:
 
     def __init__(self, plan: StepPlan, dtype: torch.dtype | None, device: torch.device, observer: Observer | None = None, *,
                  values: bool = True) -> None:
-        self.memory, self.overflow = MemoryGuard(plan, device), OverflowGuard(dtype, values=values)
+        self.memory, self.overflow = MemoryGuard(plan, device), OverflowGuard(dtype, device, values=values)
         self.observer: Observer = observer or NoObserver()
         self.device, self.values, self.collective = device, values, False
         self.events: list[Event] = []

@@ -6,10 +6,13 @@ import torch
 from torch import nn
 
 from sr_bigbatch.hosts.basicsr.model.saved_state import not_finite
+from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.hosts.basicsr.settings import LoopSettings
 from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, Requested, training_loader
 from sr_bigbatch.hosts.basicsr.training.run import Run
+from sr_bigbatch.options import OptionError, load
 from sr_bigbatch.step.finite import poisoned, read
+from tests.conftest import ROOT
 from tests.far_device import FarTensor
 from tests.hosts.test_basicsr_models import _batch
 
@@ -94,3 +97,25 @@ def test_loading_leaves_the_gpu_alone(monkeypatch, workers):
     batches = iter(training_loader(images, {'num_worker_per_gpu': workers}, BatchOrder(10, 2, 0), pin_memory=False))
     assert [len(next(batches)['gt']) for _ in range(3)] == [2, 2, 2]
     assert Requested(images)[next(iter(BatchOrder(10, 1, 0)))[0]]['gt'] in range(10)
+
+
+SHIPPED = ['esrgan_128_bs128', 'esrgan_256_bs128', 'esrgan_progressive_128to256_bs128', 'rrdb_psnr_128_bs128']
+
+
+@pytest.mark.parametrize(('capability', 'dtype', 'gpus', 'refused'), [
+    ((7, 5), None, 1, True), ((7, 0), None, 'auto', True), ((7, 5), 'float16', 1, False), ((7, 5), None, 0, False),
+    ((8, 0), None, 1, False), ((9, 0), None, 1, False)], ids=str)
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_files_say_what_to_do_where_bfloat16_is_emulated(monkeypatch, name, capability, dtype, gpus, refused):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda *_, **__: True)  # what torch says of a T4
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
+    opt = load(ROOT / 'options' / f'{name}.yml')
+    opt['num_gpu'] = gpus
+    if dtype:
+        opt['train']['optim_wrapper']['dtype'] = dtype
+    if refused:
+        with pytest.raises(OptionError, match=r'train\.optim_wrapper\.dtype: .*only emulates bfloat16.*use float16'):
+            check(opt, data=False, weights=False)
+    else:
+        check(opt, data=False, weights=False)

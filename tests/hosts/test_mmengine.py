@@ -4,6 +4,7 @@ import torch
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 
+from sr_bigbatch.hosts.mmengine import optim_wrapper
 from sr_bigbatch.step.update import Verdict
 
 
@@ -23,6 +24,17 @@ def test_update_params_trains_on_cpu_in_every_dtype(dtype):
         wrapper.update_params(loss)
         losses.append(loss.item())
     assert losses[-1] < losses[0] and wrapper.last_verdict is Verdict.COMMITTED
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', torch.bfloat16, None])
+def test_on_a_gpu_that_only_emulates_bfloat16_that_dtype_is_refused(monkeypatch, dtype):
+    monkeypatch.setattr(optim_wrapper, 'has_bfloat16', lambda device: False)
+    wanted = torch.get_autocast_dtype('cpu') if dtype is None else dtype
+    if 'bfloat16' in str(wanted):
+        with pytest.raises(ValueError, match=r'only emulates bfloat16.*use float16'):
+            _wrapper(nn.Linear(4, 1), dtype=dtype)
+    else:
+        _wrapper(nn.Linear(4, 1), dtype=dtype)
 
 
 def test_accumulation_of_mmengine_works_with_it():

@@ -184,7 +184,7 @@ def test_a_loss_without_discriminator_that_overflows_is_computed_in_a_wider_dtyp
 
 
 def test_a_part_that_overflows_often_stays_on_a_wider_dtype_for_a_while():
-    precision, everything = Precision(torch.float16), slice(0, 4)
+    precision, everything = Precision(torch.float16, torch.device('cpu')), slice(0, 4)
     for step in range(3):
         precision.begin(4)
         assert precision.of('generator', everything) is torch.float16
@@ -192,7 +192,7 @@ def test_a_part_that_overflows_often_stays_on_a_wider_dtype_for_a_while():
         assert precision.of('generator', slice(0, 1)) is torch.float16
         assert precision.of('generator', everything) is torch.bfloat16
         assert precision.end() == (['generator'] if step == 2 else [])
-    resumed = Precision(torch.float16)
+    resumed = Precision(torch.float16, torch.device('cpu'))
     resumed.load_state_dict(precision.state_dict())
     for one in (precision, resumed):
         for _ in range(500):
@@ -202,7 +202,7 @@ def test_a_part_that_overflows_often_stays_on_a_wider_dtype_for_a_while():
             one.end()
         one.begin(4)
         assert one.of('generator', everything) is torch.float16
-    narrow = Precision(torch.float32)
+    narrow = Precision(torch.float32, torch.device('cpu'))
     narrow.begin(1)
     assert not narrow.widen('generator', slice(0, 1))
 

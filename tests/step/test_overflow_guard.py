@@ -11,7 +11,7 @@ INFINITE = torch.tensor(float('inf'))
 
 
 def test_samples_that_overflow_get_a_wider_dtype_and_later_parts_are_not_blamed():
-    guard = OverflowGuard(torch.float16)
+    guard = OverflowGuard(torch.float16, torch.device('cpu'))
     guard.begin(4)
     guard.look_at('generator', slice(0, 2), torch.ones(2))
     guard.look_at('generator', slice(2, 4), INFINITE)
@@ -25,14 +25,14 @@ def test_samples_that_overflow_get_a_wider_dtype_and_later_parts_are_not_blamed(
 
 def test_a_gradient_overflow_is_answered_by_a_lower_scale_then_by_a_wider_dtype_then_by_nothing():
     update = SafeUpdate(torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1), LossScale(2.0))
-    guard = OverflowGuard(torch.float16)
+    guard = OverflowGuard(torch.float16, torch.device('cpu'))
     guard.begin(2)
     answers = [guard.answer(update, ('generator',), slice(0, 2)) for _ in range(4)]
     assert answers == ['repeated at scale 1', 'repeated in bfloat16', 'repeated in float32', None]
 
 
 def test_float32_is_not_looked_at():
-    guard = OverflowGuard(None)
+    guard = OverflowGuard(None, torch.device('cpu'))
     guard.begin(2)
     guard.look_at('generator', slice(0, 2), INFINITE)
     assert list(guard.widen_overflowed()) == [] and guard.end() == []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sr_bigbatch.hosts.mmengine.types import Settings, State
 from sr_bigbatch.step.base import Step
 from sr_bigbatch.step.loss_scale import LossScale
-from sr_bigbatch.step.precision import autocast
+from sr_bigbatch.step.precision import NO_BFLOAT16, autocast, has_bfloat16
 from sr_bigbatch.step.update import SafeUpdate, Verdict
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -47,7 +47,8 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
             left as they are, so that wrappers can share them.
 
     Raises:
-        ValueError: for another dtype, sharded gradients, or settings by which gradients cannot be clipped.
+        ValueError: for another dtype, bfloat16 on a GPU that only emulates it, sharded gradients, or settings by which
+            gradients cannot be clipped.
     """
 
     def __init__(self, loss_scale: str | float | Settings = 'dynamic', dtype: str | torch.dtype | None = None,
@@ -73,11 +74,14 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
             self._saved_step = None
 
     def _dtype(self, dtype: str | torch.dtype | None) -> torch.dtype:
+        device = self.optimizer.param_groups[0]['params'][0].device
         if dtype is None:
-            dtype = torch.get_autocast_dtype(self.optimizer.param_groups[0]['params'][0].device.type)
+            dtype = torch.get_autocast_dtype(device.type)
         found = DTYPES.get(str(dtype).removeprefix('torch.'))
         if found is None:
             raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype!r}')
+        if found is torch.bfloat16 and not has_bfloat16(device):
+            raise ValueError(NO_BFLOAT16)
         return found
 
     def _loss_scale(self, loss_scale: str | float | Settings) -> LossScale:

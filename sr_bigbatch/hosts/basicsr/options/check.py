@@ -14,6 +14,7 @@ from sr_bigbatch.hosts.basicsr.settings import Options
 from sr_bigbatch.options import OptionError, unknown_keys
 from sr_bigbatch.progressive.batch_schedule import BatchSchedule
 from sr_bigbatch.step.distributed import world_size
+from sr_bigbatch.step.precision import NO_BFLOAT16, has_bfloat16
 
 _SECTIONS: dict[str, set[str]] = {
     '': {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'path', 'train',
@@ -122,8 +123,8 @@ def _numbers(opt: Options) -> Iterable[str]:
         yield f'train.ema_decay must be in [0, 1), got {decay!r}'
     wrapper = train.get('optim_wrapper')
     half = isinstance(wrapper, dict) and wrapper.get('dtype') == 'bfloat16'
-    if half and opt['num_gpu'] != 0 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        yield 'train.optim_wrapper.dtype is bfloat16, which this GPU does not have: use float16'
+    if half and opt['num_gpu'] != 0 and not has_bfloat16(torch.device('cuda')):
+        yield f'train.optim_wrapper.dtype: {NO_BFLOAT16}'
     if wrong:
         return
     if train.get('batch_schedule') is not None:
