@@ -13,6 +13,7 @@ import yaml
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from PIL import Image
 
+from sr_bigbatch.files.names import fault_of_name
 from tests.conftest import ROOT, load_tool, run_two_processes
 
 
@@ -137,6 +138,28 @@ def test_a_mistake_is_one_clear_error_before_anything_is_written(opt, tmp_path, 
     error = capsys.readouterr().err
     assert message in error and 'Traceback' not in error
     assert set(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('name', [
+    '', ' ', '.', '..', '...', '../victim', '../../victim', 'a/b', 'a/', '/', '/tmp/victim', 'a/../../victim', r'..\victim',
+    r'a\b', 'C:', r'C:\victim', 'C:victim', 'a:b', 'a*', 'a?', 'a<b', 'a|b', '"a"', 'a\nb', 'a\0b', 'a\x1b[0m', 'a.', 'a ',
+    ' a', 'con', 'NUL', 'aux.txt', 'LPT1', 'a' * 201, 'ü' * 101, 42, 1.5, True, ['a'], {'a': 1}])
+def test_the_name_of_a_run_is_one_folder_and_touches_no_other(opt, tmp_path, monkeypatch, capsys, name):
+    opt['name'] = name
+    for folder in ('victim', 'experiments', 'experiments/other'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'kept').write_text('kept')
+    file = _write(opt, tmp_path / 'run.yml')
+    before = set(tmp_path.rglob('*'))
+    assert _train(monkeypatch, '-opt', file, '--debug') == 2
+    error = capsys.readouterr().err
+    assert '- name must' in error and error.count('\n') == 2
+    assert set(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('name', ['quick start', 'x4_v1.2', 'Größe-π', '.hidden', 'console', '002_RRDB+GAN(x4)', 'a' * 200])
+def test_other_names_are_as_good_as_ever(name):
+    assert fault_of_name(name) is None
 
 
 def test_without_a_discriminator_some_loss_is_needed(opt, tmp_path, monkeypatch, capsys):

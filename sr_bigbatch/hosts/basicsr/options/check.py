@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sr_bigbatch.files.names import fault_of_name
 from sr_bigbatch.hosts.basicsr.build import build_findings, part_findings
 from sr_bigbatch.hosts.basicsr.options.files import file_findings, vgg_findings
 from sr_bigbatch.hosts.basicsr.options.schema import schema_findings
@@ -52,7 +53,7 @@ def check(opt: Options, *, data: bool = True, weights: bool = True) -> None:
                 if name in opt and not isinstance(opt[name], dict)]
     if findings:
         raise OptionError(findings)
-    findings = [*_known_names(opt), *_missing(opt)]
+    findings = [*_known_names(opt), *_missing(opt), *_name(opt)]
     for look in (schema_findings, part_findings, _numbers):
         findings += _as_far_as_possible(look, opt, findings)
     if not findings:
@@ -106,6 +107,13 @@ def _missing(opt: Options) -> Iterable[str]:
         yield 'train.ldl_opt compares with the averaged generator: set train.ema_decay, e.g. to 0.999'
     if not wanted and not train.get('pixel_opt') and not train.get('perceptual_opt'):
         yield 'train.pixel_opt and train.perceptual_opt are both missing: one of them is needed'
+
+
+def _name(opt: Options) -> Iterable[str]:
+    # The folder of the run is renamed when another run of this name begins, so it must be none but its own.
+    because = None if opt.get('name') is None else fault_of_name(opt['name'])
+    if because is not None:
+        yield f'name {because}, got {opt["name"]!r}'
 
 
 def _numbers(opt: Options) -> Iterable[str]:
