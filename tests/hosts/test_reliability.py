@@ -402,6 +402,43 @@ def test_two_processes_go_on_where_one_has_stopped(short, tmp_path):
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6)  # sums in another order
 
 
+def _saved_seed(folder):
+    return torch.load(folder / 'training_states' / f'{ITERATIONS}.state', weights_only=True)['sr_bigbatch']['seed']
+
+
+@pytest.mark.parametrize('absent', [{}, {'manual_seed': None}])
+def test_a_run_without_a_seed_goes_on_with_the_one_that_it_has_drawn(short, tmp_path, absent):
+    seed, folder = short.pop('manual_seed'), tmp_path / 'experiments' / 'quickstart'
+    file = _write({**short, **absent}, tmp_path / 'run.yml')
+    assert _status(_fork(['-opt', file, '--force_yml', 'train:total_iter=4'], lambda: random.seed(1))) == 0
+    assert _status(_fork(['-opt', file, '--auto_resume'], lambda: random.seed(2))) == 0
+    drawn, expected = _saved_seed(folder), _final(folder)
+    assert drawn != seed
+    assert _status(_fork(['-opt', file, '--force_yml', f'manual_seed={drawn}'])) == 0
+    _same(_final(folder), expected, 'in one piece')
+
+
+def test_a_state_without_a_seed_is_still_resumed(short, tmp_path):
+    del short['manual_seed']
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file, '--force_yml', 'train:total_iter=4'])) == 0
+    (folder / 'training_states' / '4.json').unlink()
+    state = torch.load(folder / 'training_states' / '4.state', weights_only=True)
+    del state['sr_bigbatch']['seed']
+    torch.save(state, folder / 'training_states' / '4.state')
+    assert _status(_fork(['-opt', file, '--auto_resume'])) == 0 and _saved_seed(folder)
+
+
+def test_processes_without_a_seed_draw_one_for_all(short, tmp_path):
+    del short['manual_seed']
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    run_two_processes('train', '-opt', file, '--force_yml', 'datasets:train:batch_size_per_gpu=2')
+    found, seed = _final(folder)[f'net_g_{ITERATIONS}.pth']['params'], _saved_seed(folder)
+    assert _status(_fork(['-opt', file, '--force_yml', f'manual_seed={seed}'])) == 0
+    for key, value in _final(folder)[f'net_g_{ITERATIONS}.pth']['params'].items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)  # sums in another order
+
+
 def test_runs_that_begin_in_the_same_second_do_not_meet(short, tmp_path, monkeypatch):
     times = iter(['now', 'now', 'later', *(f'later_{number}' for number in range(9))])
     monkeypatch.setattr('basicsr.utils.misc.get_time_str', lambda: next(times))

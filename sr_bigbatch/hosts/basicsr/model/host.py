@@ -29,6 +29,7 @@ class OurState(TypedDict):
     growths: list[str]
     idle: list[int]
     batch: int | None
+    seed: NotRequired[int | None]
 
 
 class TrainingState(TypedDict):

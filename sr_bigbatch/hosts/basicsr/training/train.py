@@ -32,6 +32,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sr_bigbatch.files.checkpoint_set import finish, newest_valid
 from sr_bigbatch.files.storage import load_tensors
 from sr_bigbatch.hosts.basicsr.model.host import TrainingState
+from sr_bigbatch.hosts.basicsr.model.saved_state import OURS
 from sr_bigbatch.hosts.basicsr.options.files import say_which_vgg
 from sr_bigbatch.hosts.basicsr.settings import LoopSettings, Options, stages_of
 from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, training_loader
@@ -56,10 +57,10 @@ def train(opt: Options, option_file: str) -> int:
     Raises:
         GaveUp: if it cannot go on, or its last save could not be written.
     """
-    _seed(opt)
+    resume_state, passed_over = _resume_state(opt)
+    _seed(opt, resume_state)
     settings = LoopSettings.from_options(opt)
     torch.backends.cudnn.benchmark = True
-    resume_state, passed_over = _resume_state(opt)
     tb_logger = _open_experiment(opt, option_file, fresh=resume_state is None)
     logger = get_root_logger()
     for line in passed_over:
@@ -106,9 +107,14 @@ def _draw(opt: Options, folder: Path, model: Any, val_loader: Any) -> None:
         get_root_logger().info(f'Picture: {picture}')
 
 
-def _seed(opt: Options) -> None:
+def _seed(opt: Options, state: TrainingState | None) -> None:
+    """Seed as the options say; otherwise as the run has begun, or as rank 0 draws: the order of the data hangs on it."""
     if opt.get('manual_seed') is None:
-        opt['manual_seed'] = random.randint(1, 10000)
+        saved = None if state is None else state.get(OURS, {}).get('seed')  # version 0.1.0 and BasicSR save none
+        if saved is None:
+            drawn = random.randint(1, 10000) if rank() == 0 else 0
+            saved = worst(drawn, torch.device('cuda' if opt['num_gpu'] else 'cpu'))
+        opt['manual_seed'] = saved
     set_random_seed(opt['manual_seed'] + opt['rank'])
 
 
