@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (registers the components, and mends what `import basicsr` needs)
+from sr_bigbatch.files.run_lock import FolderInUse
 from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp
 from sr_bigbatch.hosts.basicsr.options.check import check, complete
 from sr_bigbatch.hosts.basicsr.training.loader import BadImage
@@ -44,6 +45,9 @@ def main() -> int:
         return status
     except OptionError as error:
         print(f'{args.opt}: training has not started. To be changed:\n{error}', file=sys.stderr)
+        return 2
+    except FolderInUse as error:
+        print(f'{args.opt}: training has not started: {error}', file=sys.stderr)
         return 2
     except (GaveUp, OutOfMemory, BadImage) as error:
         print(f'{args.opt}: the training has ended: {error}', file=sys.stderr)

@@ -8,7 +8,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from basicsr.utils.options import copy_opt_file, dict2str
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sr_bigbatch.files.checkpoint_set import finish, newest_valid
+from sr_bigbatch.files.run_lock import FolderInUse, only_run_in
 from sr_bigbatch.files.storage import load_tensors
 from sr_bigbatch.hosts.basicsr.model.host import TrainingState
 from sr_bigbatch.hosts.basicsr.model.saved_state import OURS
@@ -55,8 +57,33 @@ def train(opt: Options, option_file: str) -> int:
         The exit status: 0 finished; 128 and the number of a signal that ended it, after a save.
 
     Raises:
+        FolderInUse: if another run has the experiment's folder.
         GaveUp: if it cannot go on, or its last save could not be written.
     """
+    with _alone_in(Path(opt['path']['experiments_root']), _device(opt)):
+        return _train(opt, option_file)
+
+
+@contextmanager
+def _alone_in(folder: Path, device: torch.device) -> Iterator[None]:
+    """Lock the folder for all processes of this run, by the first of them."""
+    refusal = ''
+    with ExitStack() as lock:
+        if rank() == 0:
+            try:
+                lock.enter_context(only_run_in(folder))
+            except (FolderInUse, OSError) as error:
+                refusal = str(error)
+        if worst(int(bool(refusal)), device):
+            raise FolderInUse(refusal or f'process 0 cannot have {folder}')
+        yield
+
+
+def _device(opt: Options) -> torch.device:
+    return torch.device('cuda' if opt['num_gpu'] else 'cpu')
+
+
+def _train(opt: Options, option_file: str) -> int:
     resume_state, passed_over = _resume_state(opt)
     _seed(opt, resume_state)
     settings = LoopSettings.from_options(opt)
@@ -113,7 +140,7 @@ def _seed(opt: Options, state: TrainingState | None) -> None:
         saved = None if state is None else state.get(OURS, {}).get('seed')  # version 0.1.0 and BasicSR save none
         if saved is None:
             drawn = random.randint(1, 10000) if rank() == 0 else 0
-            saved = worst(drawn, torch.device('cuda' if opt['num_gpu'] else 'cpu'))
+            saved = worst(drawn, _device(opt))
         opt['manual_seed'] = saved
     set_random_seed(opt['manual_seed'] + opt['rank'])
 
