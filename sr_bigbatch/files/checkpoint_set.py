@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from sr_bigbatch.files.storage import BadFile, load_tensors, sync, write_atomically
@@ -150,6 +152,37 @@ def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
 def iterations(root: Path) -> list[int]:
     """The iterations that have a training state, ascending."""
     return sorted(int(file.stem) for file in (root / 'training_states').glob('*.state') if file.stem.isdigit())
+
+
+def set_aside(root: Path, after: int) -> tuple[Path | None, list[int]]:
+    """Move the sets of later iterations out of the way of a run that goes back, so that none is taken for one of its own.
+
+    Args:
+        root: folder of the experiment.
+        after: the iteration that the run goes on from; its set and earlier ones stay.
+
+    Returns:
+        The new folder in ``root``, in which they lie as they did in ``root``, and their iterations; None and none if no
+        set is later.
+
+    Raises:
+        OSError: if a file could not be moved.
+    """
+    later = [iteration for iteration in iterations(root) if iteration > after]
+    if not later:
+        return None, []
+    time = f'{datetime.now():%Y%m%d_%H%M%S}'
+    names = (root / f'set_aside_{time}{f"_{number}" if number else ""}' for number in itertools.count())
+    aside = next(folder for folder in names if not folder.exists())
+    for iteration in reversed(later):
+        for file in (*reversed(files_of(root, iteration)), _manifest(root, iteration)):  # the state first: it makes a set
+            if file.is_file():
+                place = aside / file.relative_to(root)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, place)
+    for folder in ('models', 'training_states'):
+        sync(root / folder)
+    return aside, later
 
 
 def prune(root: Path, written: int, keep_last: int, keep: Collection[int] = ()) -> list[str]:

@@ -258,10 +258,11 @@ def test_a_save_that_fails_where_an_earlier_run_had_saved_leaves_that_save_whole
     assert limit < sizes[-1], sizes  # one file at least does not fit
     again = ['-opt', file, '--force_yml', f'path:resume_state={folder}/training_states/2.state', _OTHER]
     assert _status(_fork(again, _room_until(limit))) == 1
-    assert {iteration: _contents(folder, iteration) for iteration in before} == before
-    assert _sets(folder) == ([2, 4, 6, 8], [2, 4, 6, 8]) and not list(folder.glob('*/.*'))
-    assert 'The save of iteration 4 has failed, the newest whole save is that of iteration 8: ' in _log(folder)
-    assert _status(_fork(again)) == 0  # with room, the saves of the earlier run are replaced
+    aside, = folder.glob('set_aside_*')
+    assert {iteration: _contents(aside if iteration > 2 else folder, iteration) for iteration in before} == before
+    assert _sets(folder) == ([2], [2]) and not list(folder.glob('*/.*'))
+    assert 'The save of iteration 4 has failed, the newest whole save is that of iteration 2: ' in _log(folder)
+    assert _status(_fork(again)) == 0
     assert _sets(folder) == ([2, 4, 6, 8], [2, 4, 6, 8])
     assert all(_contents(folder, iteration) != before[iteration] for iteration in (4, 6, 8))
 
@@ -379,6 +380,59 @@ def test_auto_resume_passes_over_a_damaged_save_and_says_so(short, tmp_path):
     assert 'save of iteration 8 is passed over: models/net_g_8.pth has' in log and 'iteration 6 is passed over' in log
     assert 'iter: 4.' in log
     _same(_final(folder), expected, 'resumed at 4')
+
+
+@pytest.mark.parametrize('keep_last', [None, 1, 2])
+@pytest.mark.parametrize('back', [2, 6, 8])
+def test_a_run_that_goes_back_sets_later_saves_aside(short, tmp_path, back, keep_last):
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file])) == 0
+    before, lines = {iteration: _contents(folder, iteration) for iteration in (2, 4, 6, 8)}, (folder / LOG_FILE).read_bytes()
+    other = ['-opt', file, '--force_yml', f'logger:keep_last={keep_last or "~"}', 'logger:save_checkpoint_freq=1', _OTHER]
+    stop = _after_save(back + 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    going_back = [*other, f'path:resume_state={folder}/training_states/{back}.state', f'train:total_iter={back + 5}']
+    assert _status(_fork(going_back, stop)) == -signal.SIGKILL
+    later = [iteration for iteration in before if iteration > back]
+    for aside in folder.glob('set_aside_*'):  # as whole as they were
+        assert _sets(aside) == (later, later) and {each: _contents(aside, each) for each in later} == {
+            each: before[each] for each in later}
+        assert (aside / LOG_FILE).read_bytes() == lines
+        assert f'The saves of iterations {", ".join(map(str, later))} are set aside in {aside}.' in _log(folder)
+    assert len(list(folder.glob('set_aside_*'))) == bool(later)
+    assert _status(_fork([*other, f'train:total_iter={back + 2}', '--auto_resume'])) == 0
+    assert f'iter: {back + 1}.' in _log(folder)
+    kept = [*(iteration for iteration in before if iteration <= back), back + 1, back + 2][-(keep_last or 9):]
+    assert _sets(folder) == (kept, kept)
+
+
+def test_what_a_killed_save_has_left_is_set_aside_too(short, tmp_path):
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file])) == 0
+    before = _contents(folder, 8)
+    for path in (*folder.glob('models/net_*_8.pth'), *folder.glob('training_states/8.*')):
+        path.rename(path.with_name(f'.{path.name}.next'))
+    again = ['-opt', file, '--force_yml', f'path:resume_state={folder}/training_states/2.state', 'train:total_iter=4']
+    assert _status(_fork(again)) == 0
+    aside, = folder.glob('set_aside_*')
+    assert _contents(aside, 8) == before and _sets(folder) == ([2, 4], [2, 4]) and not list(folder.glob('*/.*'))
+
+
+def test_saves_that_cannot_be_set_aside_end_the_run(short, tmp_path):
+    file, folder = _write(short, tmp_path / 'run.yml'), tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', file])) == 0
+
+    def protect():
+        replace = os.replace
+
+        def refuse(source, target):
+            if 'set_aside_' in str(target):
+                raise PermissionError(1, 'Operation not permitted', str(source))
+            replace(source, target)
+
+        storage.os.replace = refuse
+
+    again = ['-opt', file, '--force_yml', f'path:resume_state={folder}/training_states/2.state']
+    assert _status(_fork(again, protect)) == 1 and _sets(folder) == ([2, 4, 6, 8], [2, 4, 6, 8])
 
 
 def test_the_log_of_a_resumed_run_tells_every_iteration_once(short, tmp_path):

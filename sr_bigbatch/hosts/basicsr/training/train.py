@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -30,11 +31,11 @@ from basicsr.utils import (
 from basicsr.utils.options import copy_opt_file, dict2str
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sr_bigbatch.files.checkpoint_set import finish, newest_valid
+from sr_bigbatch.files.checkpoint_set import finish, newest_valid, set_aside
 from sr_bigbatch.files.run_lock import FolderInUse, only_run_in
 from sr_bigbatch.files.storage import load_tensors
 from sr_bigbatch.hosts.basicsr.model.host import TrainingState
-from sr_bigbatch.hosts.basicsr.model.saved_state import OURS
+from sr_bigbatch.hosts.basicsr.model.saved_state import OURS, GaveUp
 from sr_bigbatch.hosts.basicsr.options.files import say_which_vgg
 from sr_bigbatch.hosts.basicsr.settings import LoopSettings, Options, stages_of
 from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, training_loader
@@ -98,6 +99,8 @@ def _train(opt: Options, option_file: str) -> int:
     if resume_state is not None:
         model.resume_training(resume_state)
         iteration = order.iteration = resume_state['iter']
+        if not opt['auto_resume']:
+            _set_later_saves_aside(settings.folder, iteration, model.device)
         if rank() == 0:
             trim_log(settings.folder / LOG_FILE, iteration)
         logger.info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
@@ -124,6 +127,22 @@ def _train(opt: Options, option_file: str) -> int:
     if rank() == 0 and val_loaders:
         _draw(opt, settings.folder, model, val_loaders[0])
     return 0
+
+
+def _set_later_saves_aside(folder: Path, iteration: int, device: torch.device) -> None:
+    failure = ''
+    if rank() == 0:
+        try:
+            aside, later = set_aside(folder, iteration)
+            if aside is not None:
+                if (folder / LOG_FILE).is_file():
+                    shutil.copy2(folder / LOG_FILE, aside)  # before its later lines are removed
+                get_root_logger().warning(f'This run goes back to iteration {iteration}. The saves of iterations '
+                                          f'{", ".join(map(str, later))} are set aside in {aside}.')
+        except OSError as error:
+            failure = str(error)
+    if worst(int(bool(failure)), device):
+        raise GaveUp(f'the saves after iteration {iteration} are in the way and could not be set aside: {failure}')
 
 
 def _draw(opt: Options, folder: Path, model: Any, val_loader: Any) -> None:
@@ -162,12 +181,13 @@ def start_processes(opt: Options, launcher: str) -> None:
 def _resume_state(opt: Options) -> tuple[TrainingState | None, list[str]]:
     """The training state to go on from, or None; and a line for each newer one that cannot be used."""
     path, passed_over = opt['path'].get('resume_state'), list[str]()
-    if opt['auto_resume']:
-        root = Path(opt['path']['experiments_root'])
+    root = Path(opt['path']['experiments_root'])
+    if opt['auto_resume'] or path is not None:
         if rank() == 0:
             finish(root)
         if world_size() > 1:
             torch.distributed.barrier()
+    if opt['auto_resume']:
         found, passed_over = newest_valid(root)
         path = path if found is None else str(found)
     if path is None:
