@@ -20,9 +20,11 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 from sr_bigbatch.files import storage
 from sr_bigbatch.files.checkpoint_set import fault, iterations
+from sr_bigbatch.hosts.basicsr.model import saved_state
 from sr_bigbatch.report.run_log import LOG_FILE, read_log
 from tests.conftest import load_tool, run_train, run_two_processes
 from tests.hosts.test_progressive import _same
+from tests.reference import checked
 
 ITERATIONS = 8
 _OTHER = 'train:pixel_opt:loss_weight=9'  # makes another training of it
@@ -500,6 +502,51 @@ def test_runs_that_begin_in_the_same_second_do_not_meet(short, tmp_path, monkeyp
         assert run_train(short, tmp_path, monkeypatch, '--force_yml', 'train:total_iter=1') == 0
     archived = {folder.name for folder in (tmp_path / 'experiments').iterdir()}
     assert archived == {'quickstart', 'quickstart_archived_now', 'quickstart_archived_later'}
+
+
+def _not_finite(names, healthy_every=10**9):
+    """From the second iteration on, the gradients of networks are not finite, but in every so many iterations."""
+    def prepare():
+        import sr_bigbatch.hosts.basicsr.training.run as run
+        original, now = run.Run.one, [0]
+
+        def poison(gradient):
+            return gradient if now[0] % healthy_every == 0 else gradient * float('nan')
+
+        def one(self, epoch, iteration, *arguments):
+            now[0] = iteration
+            if iteration == 2:
+                checked(self.model.step, self.model.lq, self.model.gt)
+                for name in names:
+                    next(getattr(self.model, name).parameters()).register_hook(poison)
+            original(self, epoch, iteration, *arguments)
+
+        run.Run.one = one
+    return prepare
+
+
+def _kinds(folder, kind):
+    return [record['iter'] for record in read_log(folder / LOG_FILE) if record.get('event') == kind]
+
+
+@pytest.mark.parametrize('names', [['net_g'], ['net_d'], ['net_g', 'net_d']])
+@pytest.mark.parametrize('saves', [True, False])
+def test_a_run_whose_gradients_are_never_finite_again_ends(short, tmp_path, monkeypatch, saves, names):
+    monkeypatch.setattr(saved_state, 'MOST_REFUSALS', 5)  # 50 take a minute
+    short['train']['total_iter'], short['logger']['save_checkpoint_freq'] = 100, 2 if saves else 100
+    folder = tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', _write(short, tmp_path / 'run.yml')], _not_finite(names))) == 1
+    refused = set(_kinds(folder, 'refused'))
+    assert _kinds(folder, 'weights restored') == ([6, 11, 16] if saves else [])
+    assert refused == set(range(2, 21 if saves else 6))  # at the last one the run has ended
+    assert sorted(_sets(folder)[1]) == (list(range(2, 21, 2)) if saves else [])
+
+
+def test_refusals_that_are_not_in_a_row_do_not_end_a_run(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_state, 'MOST_REFUSALS', 5)
+    short['train']['total_iter'], folder = 14, tmp_path / 'experiments' / 'quickstart'
+    assert _status(_fork(['-opt', _write(short, tmp_path / 'run.yml')], _not_finite(['net_g', 'net_d'], 5))) == 0
+    assert len(set(_kinds(folder, 'refused'))) == 11 and not _kinds(folder, 'weights restored')
 
 
 def _lmdb(short, data, tmp_path):

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,6 +58,7 @@ class Accumulating(HostModel):
         report: of the last step.
         growths: ways in which the discriminator has grown.
         idle: optimizers whose network was left as it is in the last iteration.
+        refusals: how often in a row the gradient of a network was refused, by ``g`` and ``d``.
         restores: how often the last good weights were restored.
     """
 
@@ -75,6 +77,7 @@ class Accumulating(HostModel):
         self.growths: list[str] = []
         self.saved_plan: Options | None = None
         self.idle: list[int] = []
+        self.refusals: Counter[str] = Counter()
         device = torch.device('cuda' if given.gpus else 'cpu')
         self.budget_bytes = usable_bytes(device) if given.budget_bytes is None else given.budget_bytes
         self.stage_plans, self.chooses_micro = plan_later_stages(given, self.budget_bytes), given.micro_batch_size is None
@@ -167,6 +170,7 @@ class Accumulating(HostModel):
             self.report = self.run_step(current_iter)
         except PoisonedWeights as error:
             self.report = self._restored(str(error))
+        self.report = self._unless_stuck(self.report)
         self.events.take(current_iter, self.report.events, self.files)
         self.idle = [index for index, name in enumerate('gd'[:len(self.optimizers)])
                      if self.report.verdicts.get(name) is Verdict.REFUSED or not self.report.losses]
@@ -190,7 +194,19 @@ class Accumulating(HostModel):
             get_root_logger().info(f'Iteration {self.current_iter}: the effective batch is now {size}.')
         return lq[:size // world_size()], gt[:size // world_size()]
 
+    def _unless_stuck(self, report: StepReport) -> StepReport:
+        """The report of a step; a network that is refused again and again is answered as one whose weights are broken."""
+        for name, verdict in report.verdicts.items():
+            self.refusals[name] = self.refusals[name] + 1 if verdict is Verdict.REFUSED else 0
+        stuck = [name for name, times in self.refusals.items() if times >= saved_state.MOST_REFUSALS]
+        if not stuck:
+            return report
+        restored = self._restored(f'the gradient of {" and ".join(f"net_{name}" for name in stuck)} was refused '
+                                  f'{saved_state.MOST_REFUSALS} times in a row')
+        return replace(restored, events=[*report.events, *restored.events])
+
     def _restored(self, reason: str) -> StepReport:
+        self.refusals.clear()
         saved = saved_state.return_to_last_good(self, reason)
         return StepReport({}, None, {}, [Event('weights restored', 'all', f'{reason}; back to iteration {saved}')])
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OURS: Literal['sr_bigbatch'] = 'sr_bigbatch'  # our part of BasicSR's training state
 MOST_RESTORES = 3
+MOST_REFUSALS = 50  # in a row, of one network: single ones are answered by leaving a step out
 
 
 class GaveUp(RuntimeError):
