@@ -18,8 +18,8 @@ from sr_bigbatch.step.loss_study import LossStudy
 from sr_bigbatch.step.network_study import NetworkStudy
 from sr_bigbatch.step.toy_images import toy_batches, toy_losses_input, toy_sizes
 
-__all__ = ['Behaviour', 'Finding', 'judge_losses', 'judge_network', 'study_losses', 'study_network', 'table', 'toy_batches',
-           'toy_sizes']
+__all__ = ['Behaviour', 'Finding', 'judge_losses', 'judge_network', 'parameters_reached', 'study_losses', 'study_network',
+           'table', 'toy_batches', 'toy_sizes']
 
 _TYPES = (torch.float64, torch.float32)  # the second for code with constants of its own
 _SMALLEST_LOSS_INPUT = 16  # px
@@ -79,6 +79,42 @@ def study_losses(losses: Callable[..., Any], lq_shape: Sequence[int], gt_shape: 
                 except TrialError as error:
                     reason = str(error)
     return {'losses': Behaviour(untried=reason)}
+
+
+def parameters_reached(losses: Callable[..., Any], lq_shape: Sequence[int], gt_shape: Sequence[int], device: torch.device,
+                       dtype: torch.dtype) -> dict[str, set[int]]:
+    """The ids of the tensors, by loss, at which each loss itself has a gradient; empty if the losses do not run.
+
+    Args:
+        losses: as for :func:`study_losses`; called as they are, not copied, because identity counts.
+        lq_shape: of one image in training, (c, h, w).
+        gt_shape: likewise, (C, H, W).
+        device: of the toy images.
+        dtype: of the toy images: that of the training.
+    """
+    with undisturbed(losses):
+        for gt, lq in _loss_shapes(gt_shape, lq_shape):
+            output, target, small = toy_losses_input(gt, lq, device, dtype)[0]
+            try:
+                values = losses(output.requires_grad_(), target, small)
+                return {name: _leaves(value) - {id(output)} for name, value in values.items()}
+            except Exception:  # whatever a user's loss raises; study_losses reports it
+                continue
+    return {}
+
+
+def _leaves(value: Tensor) -> set[int]:
+    """The ids of the tensors to whose ``.grad`` a backward pass from ``value`` would add."""
+    leaves, nodes, seen = set[int](), [value.grad_fn], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, 'variable'):
+            leaves.add(id(node.variable))
+        nodes.extend(following for following, _ in node.next_functions)
+    return leaves
 
 
 def _loss_shapes(gt_shape: Sequence[int], lq_shape: Sequence[int]) -> list[tuple[Sequence[int], Sequence[int]]]:

@@ -11,6 +11,7 @@ from sr_bigbatch.step.audit import (
     Finding,
     judge_losses,
     judge_network,
+    parameters_reached,
     study_losses,
     study_network,
     toy_batches,
@@ -111,6 +112,8 @@ class Check:
         elif not self._of_losses:
             findings.append(Finding('losses', False, 'there is none, and no discriminator either: nothing would be learned'))
         findings += judge_losses(self._of_losses)
+        if 'd' in self._nets:
+            findings += self._beside_the_images(lq_shape, gt_shape)
         self._last = self._state(plan, lq_shape, gt_shape, sizes)
         return plan, findings
 
@@ -128,6 +131,17 @@ class Check:
             self._of_losses = study_losses(self._losses, lq_shape, gt_shape, device, batch)
             self._studied['losses'] = key
 
+    def _beside_the_images(self, lq_shape: Sequence[int], gt_shape: Sequence[int]) -> Iterator[Finding]:
+        """Losses that reach the generator's weights themselves: an adversarial step cuts the graph at the images."""
+        net = self._nets['g']
+        first = next(net.parameters())
+        names = {id(parameter): name for name, parameter in net.named_parameters() if parameter.requires_grad}
+        for loss, reached in parameters_reached(self._losses, lq_shape, gt_shape, first.device, first.dtype).items():
+            found = [name for number, name in names.items() if number in reached]
+            if found:
+                yield Finding(loss, False, f"reaches the generator's {found[0]} in another way than through the generated "
+                              'images; its gradient there would be lost')
+
     def _state(self, plan: StepPlan, lq_shape: Sequence[int], gt_shape: Sequence[int], sizes: Sequence[int]) -> object:
         return (plan, tuple(lq_shape), tuple(gt_shape), tuple(sizes), world_size(),
                 *(item for net in self._nets.values() for item in _signature(net)))
@@ -136,7 +150,8 @@ class Check:
 def _signature(net: nn.Module) -> Iterator[object]:
     """What tells a network from itself after a change of its structure, its mode or its hooks."""
     for module in net.modules():
-        yield id(module), module.training, len(module._forward_hooks), len(module._backward_hooks)
+        hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+        yield id(module), type(module), module.training, *map(tuple, hooks)  # their keys are never used twice
     for parameter in net.parameters():
-        hooks = parameter._backward_hooks, getattr(parameter, '_post_accumulate_grad_hooks', None)
-        yield id(parameter), parameter.requires_grad, *map(bool, hooks)
+        of_gradients = parameter._backward_hooks, getattr(parameter, '_post_accumulate_grad_hooks', None)
+        yield id(parameter), parameter.requires_grad, *map(bool, of_gradients)

@@ -157,6 +157,7 @@ class NetworkStudy:
             results.append(self._output(single, images[single]))
             memories.append(Memory(self._net))
         state, buffers = self._state(results, memories)
+        state = state or self._changed_parameter(single, images[single])
         if couples is None and state is None and self._gate_decides(watch, watches, whole):
             couples = 'it takes another way depending on a value of the whole batch'
         if couples is None and state is None:
@@ -175,6 +176,13 @@ class NetworkStudy:
         elif moved:
             state = f'its attribute {moved[0]} changes from call to call'
         return state, tuple(sorted(changed & buffers))
+
+    def _changed_parameter(self, samples: Sequence[int], images: Tensor) -> str | None:
+        """A parameter that each pass changes: statistics are kept in frozen ones, too."""
+        before = {name: parameter.detach().clone() for name, parameter in self._net.named_parameters()}
+        self._output(samples, images)
+        changed = [name for name, parameter in self._net.named_parameters() if not torch.equal(parameter, before[name])]
+        return f'its parameter {changed[0]} changes from call to call' if changed else None
 
     def _gate_decides(self, watch: GateWatch, parts: Sequence[GateWatch], whole: Tensor) -> bool:
         def changes(number: int, answer: float) -> bool:
