@@ -148,8 +148,11 @@ class Step:
         self._ensure_checked(lq, gt)
         self.trial.begin(gt.shape[0], self.uncuttable_parts)
         sizes = batch_sizes(gt.shape[0])
+        before = [Snapshot.take(self.trial.device, net) for net in self.nets.values()]
         with self._networks_of_a_step():
             self.trial.rehearse(lambda: self._gradients(lq, gt, sizes), self.nets, self.updates)
+        for snapshot in before:  # of before the power iteration
+            snapshot.restore()
         return self.trial.end()
 
     def _gradients(self, lq: Tensor, gt: Tensor, sizes: list[int]) -> Batch:

@@ -106,6 +106,7 @@ def undisturbed(root: Any) -> Iterator[None]:
     with ExitStack() as conditions:
         conditions.enter_context(warnings.catch_warnings())
         warnings.simplefilter('ignore')
+        conditions.enter_context(torch.inference_mode(False))
         conditions.enter_context(torch.enable_grad())
         for device in ('cpu', 'cuda'):
             conditions.enter_context(torch.autocast(device, enabled=False))

@@ -138,9 +138,12 @@ def one_power_iteration(*nets: nn.Module) -> Iterator[None]:
 
     All passes of a step then see one network, whatever their number. ``torch.nn.utils.spectral_norm`` and
     ``torch.nn.utils.parametrizations.spectral_norm`` are both known. Only the power iteration is frozen: the ``training``
-    flags stay as they are, because a module may read its own.
+    flags stay as they are, because a module may read its own. After an exception the vectors are those of before: no step
+    was made.
     """
     due = [found for net in nets for found in _power_iterations(net)]
+    owners = [module if isinstance(owner, SpectralNorm) else owner for module, _, owner in due]
+    before = [(vector, vector.detach().clone()) for owner in owners for vector in owner.buffers(recurse=False)]
     with torch.no_grad():
         for module, _, owner in due:
             if isinstance(owner, SpectralNorm):
@@ -149,4 +152,10 @@ def one_power_iteration(*nets: nn.Module) -> Iterator[None]:
             getattr(module, name)  # evaluating a parametrized tensor runs its power iterations
     with ExitStack() as frozen:
         frozen.enter_context(_with_attribute([owner for _, _, owner in due], 'n_power_iterations', 0))
-        yield
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for vector, value in before:
+                    vector.copy_(value)
+            raise

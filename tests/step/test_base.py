@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm
 
 from sr_bigbatch.step.check import NotExact
 from sr_bigbatch.step.plan import WHOLE, MicroBatchSizes, StepPlan
@@ -38,11 +39,48 @@ def test_a_plan_that_is_set_is_in_force_for_the_next_step():
     assert seen == [1, 1, 1]
 
 
-def test_a_rehearsal_changes_nothing():
-    step = adversarial(micro_batch_size=2)
+SPECTRAL_NORMS = {'hook': spectral_norm, 'parametrization': parametrizations.spectral_norm}
+
+
+@pytest.mark.parametrize('api', [None, *SPECTRAL_NORMS])
+def test_a_rehearsal_changes_nothing(api):
+    layers = [SPECTRAL_NORMS[api](nn.Conv2d(4, 4, 3).double())] if api else []
+    step = adversarial(discriminator(*layers), micro_batch_size=2)
     before = copy.deepcopy([net.state_dict() for net in step.nets.values()])
     assert step.rehearse(*batch(5)) == []
     torch.testing.assert_close([net.state_dict() for net in step.nets.values()], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize('api', SPECTRAL_NORMS)
+def test_a_step_that_ends_in_an_exception_leaves_power_iterations_where_they_were(api, error):
+    net_d = discriminator(SPECTRAL_NORMS[api](nn.Conv2d(4, 4, 3).double()))
+    step = checked(adversarial(net_d, micro_batch_size=2), *batch(4))
+    before = copy.deepcopy([net.state_dict() for net in step.nets.values()])
+    hook = step.net_g.register_forward_hook(lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(error):
+        step(*batch(4))
+    hook.remove()
+    torch.testing.assert_close([net.state_dict() for net in step.nets.values()], before, rtol=0, atol=0)
+
+
+def test_a_check_sees_gradients_in_inference_mode_too():
+    class Unit(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient / gradient.norm()
+
+    class Coupled(nn.Module):
+        def forward(self, x):
+            return Unit.apply(x)
+
+    step = adversarial(discriminator(Coupled()), micro_batch_size={'generator': 2, 'perceptual': 2, 'discriminator': 2})
+    with torch.inference_mode(), pytest.raises(NotExact, match='its gradient depends on the other samples'):
+        step.check(*batch(4))
 
 
 def test_a_state_brings_counter_and_plan_in_force_back():
