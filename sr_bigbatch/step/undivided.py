@@ -1,7 +1,6 @@
 """The gradients of an undivided batch, in the plainest way: what every divided step is compared with."""
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from sr_bigbatch.step.gan_loss import GanLoss
@@ -31,7 +30,7 @@ def adversarial_gradients(net_g: nn.Module, net_d: nn.Module, losses: SampleLoss
                            + gan_loss(fake_logits - real_logits.mean(), True, is_disc=False)) / 2
     else:
         loss_g = loss_g + gan_loss(fake_logits, True, is_disc=False)
-    gradients_g = _gradients(loss_g, net_g)
+    gradients_g = _gradients(loss_g, net_g, net_d)
     real_logits, fake_logits = net_d(gt), net_d(fake.detach())
     if relativistic:
         loss_d = (gan_loss(real_logits - fake_logits.detach().mean(), True, is_disc=True)
@@ -41,6 +40,15 @@ def adversarial_gradients(net_g: nn.Module, net_d: nn.Module, losses: SampleLoss
     return {'g': gradients_g, 'd': _gradients(loss_d, net_d)}
 
 
-def _gradients(loss: Tensor, net: nn.Module) -> list[Tensor | None]:
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+def _gradients(loss: Tensor, net: nn.Module, *others: nn.Module) -> list[Tensor | None]:
+    """Gradients at ``net``; what a backward pass adds to ``.grad``, also of others that it reaches, is taken away again."""
+    reached = [parameter for each in (net, *others) for parameter in each.parameters()]
+    before = [parameter.grad for parameter in reached]
+    for parameter in reached:
+        parameter.grad = None
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]  # torch.autograd.grad would meet reentrant checkpoints, which refuse it
+        return [parameter.grad for parameter in net.parameters() if parameter.requires_grad]
+    finally:
+        for parameter, gradient in zip(reached, before, strict=True):
+            parameter.grad = gradient

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sr_bigbatch.step.copies import copy_in, copy_losses
 from sr_bigbatch.step.distributed import alone
+from sr_bigbatch.step.memory_of_calls import Memory
 from sr_bigbatch.step.out_of_memory import is_out_of_memory, release
 from sr_bigbatch.step.plan import PARTS, MicroBatchSizes, StepPlan
 from sr_bigbatch.step.replay import Snapshot, one_power_iteration
@@ -32,10 +33,12 @@ class Verification:
         differences: by network, the length of the difference over the length of the undivided gradient; a network whose
             undivided gradient is not finite is left out.
         dtype: in which it was computed.
+        complete: whether no network was left out.
     """
 
     differences: dict[str, float]
     dtype: torch.dtype
+    complete: bool = True
 
     def breaches(self) -> list[str]:
         """A sentence for each network whose gradient is not that of the undivided batch."""
@@ -49,7 +52,8 @@ def verify(step: Step, lq: Tensor, gt: Tensor, dtype: torch.dtype) -> Verificati
     count = len(gt)
     while count > 1 and not step.draws_noise:
         try:
-            return Verification(_compared(step, lq[:count], gt[:count], dtype), dtype)
+            differences = _compared(step, lq[:count], gt[:count], dtype)
+            return Verification(differences, dtype, complete=set(differences) == set(step.nets))
         except DoesNotRun:
             dtype = torch.float32
             continue
@@ -68,6 +72,8 @@ def _compared(step: Step, lq: Tensor, gt: Tensor, dtype: torch.dtype) -> dict[st
     with alone(), torch.random.fork_rng([device] if device.type == 'cuda' else []), rng.replayed(device):
         nets = {name: copy_in(net, dtype) for name, net in step.nets.items()}
         twin = step.twin(nets, copy_losses(step.losses, dtype), _cut(step, len(gt)))
+        # A function is not copied, and the loss of the GAN may keep a mean of logits.
+        of_losses = Memory([twin.losses, getattr(twin, 'gan_loss', None)])
         with one_power_iteration(*nets.values()):
             before = [Snapshot.take(device, net) for net in nets.values()]
             try:
@@ -76,9 +82,14 @@ def _compared(step: Step, lq: Tensor, gt: Tensor, dtype: torch.dtype) -> dict[st
                 if dtype is torch.float32 or is_out_of_memory(error):
                     raise
                 raise DoesNotRun from error
+            finally:
+                of_losses.restore()
             for snapshot in before:
                 snapshot.restore()
-            divided = twin.divided_gradients(lq, gt)
+            try:
+                divided = twin.divided_gradients(lq, gt)
+            finally:
+                of_losses.restore()
     return {name: _difference(divided[name], gradients) for name, gradients in reference.items()
             if all(gradient is None or gradient.isfinite().all() for gradient in gradients)}
 
