@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sr_bigbatch.step.behaviour import Behaviour
 from sr_bigbatch.step.controlled_call import TrialError, undisturbed
 from sr_bigbatch.step.loss_study import LossStudy
-from sr_bigbatch.step.network_study import NetworkStudy
+from sr_bigbatch.step.network_study import NetworkStudy, PartError
 from sr_bigbatch.step.toy_images import toy_batches, toy_losses_input, toy_sizes
 
 __all__ = ['Behaviour', 'Finding', 'judge_losses', 'judge_network', 'parameters_reached', 'study_losses', 'study_network',
@@ -54,7 +54,7 @@ def study_network(net: nn.Module, toys: Sequence[Tensor], batch: int = 0) -> Beh
             for dtype in _TYPES:
                 try:
                     return NetworkStudy(net, toy, dtype, batch).behaviour()
-                except TrialError as error:
+                except (TrialError, PartError) as error:
                     reason = str(error)
     return Behaviour(untried=reason)
 

@@ -145,6 +145,8 @@ class Trial:
             pass
         finally:
             if work is None:
+                for update in updates.values():
+                    update.reset()  # whoever goes on after an exception must not find a part of a gradient
                 for snapshot in before.values():
                     snapshot.restore()
         return work

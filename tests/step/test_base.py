@@ -64,6 +64,25 @@ def test_a_step_that_ends_in_an_exception_leaves_power_iterations_where_they_wer
     torch.testing.assert_close([net.state_dict() for net in step.nets.values()], before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('make', [supervised, adversarial])
+def test_a_step_that_ends_in_an_exception_leaves_no_part_of_a_gradient(make):
+    step, calls = checked(make(micro_batch_size=2), *batch(4)), []
+
+    def fail(_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError
+
+    def watch(module, inputs, images):
+        if images.requires_grad:
+            images.register_hook(fail)
+
+    step.net_g.register_forward_hook(watch)
+    with pytest.raises(ValueError):
+        step(*batch(4))
+    assert all(parameter.grad is None for net in step.nets.values() for parameter in net.parameters())
+
+
 def test_a_check_sees_gradients_in_inference_mode_too():
     class Unit(torch.autograd.Function):
         @staticmethod

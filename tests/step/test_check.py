@@ -96,3 +96,10 @@ def test_a_frozen_parameter_that_a_pass_changes_is_a_state():
 
     with pytest.raises(NotExact, match=r'its parameter 1\.mean changes from call to call'):
         adversarial(discriminator(Tracking()), micro_batch_size=2)(*batch(4))
+
+
+@pytest.mark.filterwarnings('ignore:Lazy modules')
+def test_a_network_whose_layers_are_made_by_its_first_pass_is_refused_by_name():
+    step = adversarial(nn.Sequential(*discriminator()[:-1], nn.LazyLinear(1)).double())
+    with pytest.raises(NotExact, match='discriminator: could not be tried on a toy batch'):
+        step.check(*batch(4))
