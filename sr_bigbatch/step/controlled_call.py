@@ -102,7 +102,6 @@ def undisturbed(root: Any) -> Iterator[None]:
     generators, memory = Generators.capture(), Memory(root)
     parameters = list(root.parameters()) if isinstance(root, nn.Module) else []
     gradients = [parameter.grad for parameter in parameters]
-    precision = torch.get_float32_matmul_precision()
     with ExitStack() as conditions:
         conditions.enter_context(warnings.catch_warnings())
         warnings.simplefilter('ignore')
@@ -110,19 +109,35 @@ def undisturbed(root: Any) -> Iterator[None]:
         conditions.enter_context(torch.enable_grad())
         for device in ('cpu', 'cuda'):
             conditions.enter_context(torch.autocast(device, enabled=False))
-        conditions.enter_context(torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False))
-        torch.set_float32_matmul_precision('highest')
+        for owner, name, value in _reproducible():
+            conditions.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
         for parameter in parameters:
             parameter.grad = None
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(precision)
             generators.restore()
             with torch.no_grad():
                 memory.restore()
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+
+
+def _reproducible() -> Iterator[tuple[Any, str, object]]:
+    """Owner, name and value of each setting of torch under which results are reproducible and float32 is float32.
+
+    torch has two interfaces for TF32, and refuses to read the older one where the newer one was used: only one is touched.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    yield cudnn, 'benchmark', False
+    yield cudnn, 'deterministic', True
+    if hasattr(matmul, 'fp32_precision'):
+        for owner in (matmul, cudnn.conv, cudnn.rnn):  # type: ignore[attr-defined]
+            yield owner, 'fp32_precision', 'ieee'
+    else:
+        yield cudnn, 'allow_tf32', False
+        yield matmul, 'allow_tf32', False
 
 
 def size_of(tensors: Sequence[Tensor]) -> float:

@@ -117,7 +117,7 @@ def test_command_line_of_basicsr_is_understood(opt, tmp_path, monkeypatch):
     ('train:optim_wrapper:dtype=bfloat', 'did you mean bfloat16?'),
     ('train:total_iter=many', 'train.total_iter must be a positive whole number'),
     ('train:scheduler:milestone=[1]', 'did you mean milestones?'),
-    ('datasets:train:gt_size=50', 'no multiple of scale 4'),
+    ('datasets:train:gt_size=50', 'not a multiple of scale 4'),
     ('network_d:input_size=64', 'make them equal'),
     ('network_g:scale=3', 'network_g: scale must be one of 1, 2 and 4'),
     ('datasets:train:batch_size_per_gpu=4000', 'fill no batch of 4000'),
