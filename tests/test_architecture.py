@@ -31,7 +31,8 @@ PRIVATE_OF_OTHERS = {
     # torch: no public form exists
     '_BatchNorm', '_SpectralNorm',  # the base classes of layers that a step treats apart
     '_apply', '_parameters', '_buffers', '_check_input_dim',  # of nn.Module
-    '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_post_accumulate_grad_hooks',  # looked at, never changed
+    '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks',  # looked at, never changed
+    '_post_accumulate_grad_hooks',
     '_foreach_norm', '_foreach_div_',  # one kernel for all parameters, as torch's own optimizers use
     '_cdata', '_schema',  # identity of a storage; names and types of an operator
     '_subclasses', '_python_dispatch', '_pytree',  # modules: fake tensors, dispatch modes, trees of tensors
