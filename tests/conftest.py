@@ -21,6 +21,7 @@ from sr_bigbatch.options import load
 from sr_bigbatch.tasks.prepare import BUNDLED_VAL, Cut, bundled, cut_all
 from tests.reference import pixel_loss
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # of the processes that tests start: threads would only wait for each other
 # Where networks come from that keep no state of their own: it is enough to study one of each structure.
 KNOWN = ('sr_bigbatch.', 'basicsr.', 'torch.', 'tests.step.test_overflow')
 ROOT = Path(__file__).resolve().parent.parent
