@@ -145,9 +145,9 @@ class Step:
 
     def rehearse(self, lq: Tensor, gt: Tensor) -> list[Event]:
         """Do everything of a step but change weights, to see whether it fits; returns what was made smaller."""
-        self._ensure_checked(lq, gt)
-        self.trial.begin(gt.shape[0], self.uncuttable_parts)
         sizes = batch_sizes(gt.shape[0])
+        self._ensure_checked(lq, gt, sizes)
+        self.trial.begin(gt.shape[0], self.uncuttable_parts)
         before = [Snapshot.take(self.trial.device, net) for net in self.nets.values()]
         with self._networks_of_a_step():
             self.trial.rehearse(lambda: self._gradients(lq, gt, sizes), self.nets, self.updates)
@@ -161,23 +161,22 @@ class Step:
 
     def _make(self, lq: Tensor, gt: Tensor, attempt: Callable[[list[int]], Batch]) -> Batch | None:
         """Check, attempt and commit; None if the batch was not finite and the step is left out."""
-        trial = self.trial
-        self._ensure_checked(lq, gt)
+        trial, sizes = self.trial, batch_sizes(gt.shape[0])
+        self._ensure_checked(lq, gt, sizes)
         trial.begin(gt.shape[0], self.uncuttable_parts)
         if trial.reject_bad_input(lq, gt):
             return None
         self._verify_if_due(lq, gt)
-        sizes = batch_sizes(gt.shape[0])
         with self._networks_of_a_step():
             batch = trial.run(lambda: attempt(sizes), self.nets, self.updates)
             trial.commit(batch, self.updates)
         self.steps += 1
         return batch
 
-    def _ensure_checked(self, lq: Tensor, gt: Tensor) -> None:
+    def _ensure_checked(self, lq: Tensor, gt: Tensor, sizes: list[int]) -> None:
         if not self._values:
             return
-        due = self._check.is_due(self.plan, lq.shape[1:], gt.shape[1:], batch_sizes(gt.shape[0]))
+        due = self._check.is_due(self.plan, lq.shape[1:], gt.shape[1:], sizes)
         if worst(int(due), self.trial.device):  # the check communicates: all processes make it, or none does
             self._verified = False
             self.check(lq, gt)
