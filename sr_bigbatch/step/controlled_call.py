@@ -18,6 +18,7 @@ from sr_bigbatch.step.value_gates import GateWatch
 _OWN, _OF_ALL = 1e-10, 1e-11
 # The same in float32, of the lengths of the tensors.
 _OWN_FLOAT32, _OF_ALL_FLOAT32 = 3e-5, 1e-5
+MOST_WORK = 2e9  # floating-point operations that a batch of the length of the training's may cost
 
 
 class TrialError(Exception):
@@ -138,6 +139,13 @@ def _reproducible() -> Iterator[tuple[Any, str, object]]:
     else:
         yield cudnn, 'allow_tf32', False
         yield matmul, 'allow_tf32', False
+
+
+def same_result(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two calls gave the same: bit by bit on the CPU; some algorithms of CUDA add in any order."""
+    if one is None or other is None:
+        return one is other
+    return agree(one, other) if one.is_cuda else torch.equal(one, other)
 
 
 def size_of(tensors: Sequence[Tensor]) -> float:

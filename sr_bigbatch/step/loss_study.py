@@ -8,19 +8,15 @@ import torch
 from torch import Tensor
 
 from sr_bigbatch.step.behaviour import Behaviour
-from sr_bigbatch.step.controlled_call import ControlledCall, TrialError, agree, first_line
+from sr_bigbatch.step.controlled_call import MOST_WORK, ControlledCall, TrialError, agree, first_line, same_result
 from sr_bigbatch.step.copies import copy_losses
 from sr_bigbatch.step.memory_of_calls import Memory
-from sr_bigbatch.step.toy_images import SAMPLES
+from sr_bigbatch.step.toy_images import ALL, PARTITIONS, SAMPLES, UNEVEN
 from sr_bigbatch.step.value_gates import GateWatch, of_the_batch, one_decides
 
 Kind = tuple[Tensor, Tensor, Tensor]
-_ALL = list(range(SAMPLES))
-_UNEVEN = [[0], [1, 2, 3]]
-_PARTITIONS = (_UNEVEN, [[0, 1], [2], [3]])
 _HEAVY = 2e7  # floating-point operations a sample; gradients of heavier losses are compared for the first kinds only
 _FIRST = 2
-_MOST_WORK = 2e9  # floating-point operations that a batch of the length of the training's may cost
 
 
 class LossStudy:
@@ -59,7 +55,7 @@ class LossStudy:
 
     def _behaviours(self) -> dict[str, Behaviour]:
         fresh, watch = Memory(self._losses), GateWatch()
-        whole = self._values(_ALL, self._kinds[0], watch)
+        whole = self._values(ALL, self._kinds[0], watch)
         untried = {name: reason for name, reason in ((name, _unfit(value)) for name, value in whole.items()) if reason}
         names = [name for name in whole if name not in untried]
         state, of_all = self._calls(names, whole, watch, fresh)
@@ -88,13 +84,13 @@ class LossStudy:
         """State by name, and state of the losses as a whole; notes gates."""
         kind, watches, results, memories = self._kinds[0], [], [], []
         try:
-            for samples in _UNEVEN:
+            for samples in UNEVEN:
                 watches.append(GateWatch())
                 results.append(self._values(samples, kind, watches[-1]))
         except TrialError as error:
             self._found.update(dict.fromkeys(names, f'it fails on a part of the batch: {error}'))
             return {}, None
-        single = _UNEVEN[0]
+        single = UNEVEN[0]
         for fresh_again in (False, False, True):
             if fresh_again:
                 fresh.restore()
@@ -102,7 +98,7 @@ class LossStudy:
             memories.append(Memory(self._losses))
         del results[1]  # of the other samples
         state = {name: 'its value changes from call to call with the same input and the same random numbers'
-                 for name in names if not all(_equal(result.get(name), results[0].get(name)) for result in results[1:])}
+                 for name in names if not all(same_result(result.get(name), results[0].get(name)) for result in results[1:])}
         moved = memories[0].changes(memories[1])
         of_all = f'{moved[0]} changes from call to call' if moved else None
         if self._call.changes_input:
@@ -115,7 +111,7 @@ class LossStudy:
                     parts: Sequence[GateWatch]) -> None:
         def changes(number: int, answer: float) -> bool:
             try:
-                turned = self._values(_ALL, self._kinds[0], GateWatch(number, answer))
+                turned = self._values(ALL, self._kinds[0], GateWatch(number, answer))
             except TrialError:
                 return False
             other = [name for name in names if name not in turned or not agree(turned[name], whole[name])]
@@ -128,9 +124,9 @@ class LossStudy:
     @torch.no_grad()
     def _compare_length(self, names: Sequence[str], whole: dict[str, Tensor], flops: float) -> None:
         """Compare with a batch as long as those of the training, made of the same samples again and again."""
-        if self._batch <= SAMPLES or flops * self._batch > _MOST_WORK:
+        if self._batch <= SAMPLES or flops * self._batch > MOST_WORK:
             return
-        long = self._values(_ALL * (self._batch // SAMPLES), self._kinds[0])
+        long = self._values(ALL * (self._batch // SAMPLES), self._kinds[0])
         for name in names:
             if name not in long or not agree(long[name].reshape(()), whole[name].reshape(()), float(whole[name].abs())):
                 self._found[name] = f'its value depends on the length of the batch ({self._batch})'
@@ -140,13 +136,13 @@ class LossStudy:
         for number, kind in enumerate(self._kinds):
             with_gradients = number < _FIRST or not heavy
             try:
-                whole = self._parts(names, kind, [_ALL], with_gradients)
+                whole = self._parts(names, kind, [ALL], with_gradients)
             except TrialError:
                 if number == 0:
                     raise
                 continue  # images of this kind are not for it
             try:
-                parts = self._parts(names, kind, _PARTITIONS[number % 2], with_gradients)
+                parts = self._parts(names, kind, PARTITIONS[number % 2], with_gradients)
             except TrialError as error:
                 self._found.update(dict.fromkeys(names, f'it fails on a part of the batch: {error}'))
                 return
@@ -200,10 +196,3 @@ def _difference(parts: tuple[Tensor, Tensor, Tensor] | None, whole: tuple[Tensor
         off = float((parts[0] - whole[0]).abs() / whole[0].abs().clamp_min(1e-12))
         return f'on a toy batch its parts differ from the whole by {off:.2g}'
     return None if agree(parts[1], whole[1]) else 'its gradient on a toy batch differs from that of its parts'
-
-
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    """Bit by bit on the CPU; some algorithms of CUDA add in any order."""
-    if one is None or other is None:
-        return one is other
-    return agree(one, other) if one.is_cuda else torch.equal(one, other)

@@ -11,18 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sr_bigbatch.step.behaviour import Behaviour
-from sr_bigbatch.step.controlled_call import ControlledCall, TrialError, agree, first_line, size_of
+from sr_bigbatch.step.controlled_call import MOST_WORK, ControlledCall, TrialError, agree, first_line, same_result, size_of
 from sr_bigbatch.step.copies import copy_in
 from sr_bigbatch.step.memory_of_calls import Memory
 from sr_bigbatch.step.replay import batch_norms, frozen_running_statistics, one_power_iteration
 from sr_bigbatch.step.sample_noise import Draws
-from sr_bigbatch.step.toy_images import SAMPLES
+from sr_bigbatch.step.toy_images import ALL, PARTITIONS, SAMPLES, UNEVEN
 from sr_bigbatch.step.value_gates import GateWatch, of_the_batch, one_decides
 
-_ALL = list(range(SAMPLES))
-_UNEVEN = [[0], [1, 2, 3]]
-_PARTITIONS = (_UNEVEN, [[0, 1], [2], [3]])
-_MOST_WORK = 2e9  # floating-point operations that a batch of the length of the training's may cost
 _HEAVY = 2e7  # floating-point operations a sample; a heavier network is tried in fewer ways
 _STRENGTHS = (0.15, 0.002)  # of a change of weights; the second where the first leads to numbers that are not finite
 
@@ -117,7 +113,7 @@ class NetworkStudy:
     def _couples_through_norms(self) -> bool:
         images = self._toys[0]
         try:
-            return not agree(self._output([0], images[:1].clone()), self._output(_ALL, images.clone())[:1])
+            return not agree(self._output([0], images[:1].clone()), self._output(ALL, images.clone())[:1])
         except (TrialError, PartError):
             return True  # as BatchNorm does without enough values in a sample, or without the processes it waits for
 
@@ -126,7 +122,7 @@ class NetworkStudy:
         """Gates and output of the whole toy batch."""
         for last in (False, True):
             watch = GateWatch(statistics=True)
-            output = self._output(_ALL, self._toys[0].clone(), watch)
+            output = self._output(ALL, self._toys[0].clone(), watch)
             if output.isfinite().all():
                 self._flops = watch.flops / SAMPLES
                 return watch, output
@@ -138,14 +134,14 @@ class NetworkStudy:
     def _calls(self, fresh: Memory, watch: GateWatch, whole: Tensor) -> tuple[str | None, str | None, tuple[str, ...]]:
         """Coupling seen without gradients; state; buffers that change."""
         images, memories, parts, watches = self._toys[0], [], [], []
-        couples, single = None, _ALL
+        couples, single = None, ALL
         if whole.shape[:1] != (SAMPLES,):
-            couples = _shape(whole, _ALL)
+            couples = _shape(whole, ALL)
         try:
-            for samples in _UNEVEN:
+            for samples in UNEVEN:
                 watches.append(GateWatch(statistics=True))
                 parts.append(self._output(samples, images[samples], watches[-1]))
-            single, memories = _UNEVEN[0], [Memory(self._net)]
+            single, memories = UNEVEN[0], [Memory(self._net)]
             if couples is None and not agree(_joined(parts), whole):
                 couples = _COUPLED.format('its output')
         except PartError as error:
@@ -171,7 +167,7 @@ class NetworkStudy:
         state = None
         if self._call.changes_input:
             state = 'it changes its input in place'
-        elif not all(_equal(result, results[0]) for result in results[1:]):
+        elif not all(same_result(result, results[0]) for result in results[1:]):
             state = 'its result changes from call to call with the same input and the same random numbers'
         elif moved:
             state = f'its attribute {moved[0]} changes from call to call'
@@ -188,7 +184,7 @@ class NetworkStudy:
         def changes(number: int, answer: float) -> bool:
             try:
                 turned = GateWatch(number, answer, statistics=True)
-                return not agree(self._output(_ALL, self._toys[0].clone(), turned), whole)
+                return not agree(self._output(ALL, self._toys[0].clone(), turned), whole)
             except (TrialError, PartError):
                 return False
 
@@ -197,7 +193,7 @@ class NetworkStudy:
 
     def _length_decides(self, whole: Tensor) -> str | None:
         """Coupling in a batch as long as those of the training, made of the same samples again and again."""
-        if self._batch <= SAMPLES or self._flops * self._batch > _MOST_WORK:
+        if self._batch <= SAMPLES or self._flops * self._batch > MOST_WORK:
             return None
         samples = [index % SAMPLES for index in range(self._batch)]
         try:
@@ -211,7 +207,7 @@ class NetworkStudy:
         if self._flops > _HEAVY:
             return self._coupling_near(+1, self._toys[0], [[1], [2]])
         for sign in (0, +1, -1):
-            for toy, partition in zip(self._toys, _PARTITIONS, strict=True):
+            for toy, partition in zip(self._toys, PARTITIONS, strict=True):
                 couples = self._coupling_near(sign, toy, partition)
                 if couples is not None:
                     return couples
@@ -282,10 +278,6 @@ def _difference(parts: Sequence[Tensor], whole: Sequence[Tensor]) -> str | None:
         return _COUPLED.format('its gradient')
     return None
 
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Bit by bit on the CPU; some algorithms of CUDA add in any order."""
-    return agree(one, other) if one.is_cuda else torch.equal(one, other)
 
 
 def _fix_statistics(norm: Any, like: Tensor) -> None:

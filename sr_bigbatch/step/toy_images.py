@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 SAMPLES = 4  # the smallest number with uneven partitions and groups of two
+ALL = list(range(SAMPLES))
+UNEVEN = [[0], [1, 2, 3]]
+PARTITIONS = (UNEVEN, [[0, 1], [2], [3]])
 _CONTRASTS = (1.0, 0.3, 1.6, 0.6)
 _OFFSETS = (0.5, 0.3, -0.4, 1.3)  # so that any threshold in between separates the mean of one sample from the batch's
 _ZEROS = (0, 2, 5, 3)  # eighths of an image that are exactly zero
