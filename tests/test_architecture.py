@@ -34,6 +34,7 @@ PRIVATE_OF_OTHERS = {
     '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks',  # looked at, never changed
     '_post_accumulate_grad_hooks',
     '_foreach_norm', '_foreach_div_',  # one kernel for all parameters, as torch's own optimizers use
+    '_version',  # whether a parameter has changed
     '_cdata', '_schema',  # identity of a storage; names and types of an operator
     '_subclasses', '_python_dispatch', '_pytree',  # modules: fake tensors, dispatch modes, trees of tensors
     # hosts

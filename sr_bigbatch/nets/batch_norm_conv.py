@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sr_bigbatch.step.precision import autocast_dtype
 from sr_bigbatch.step.shared_batch_norm import Normalisation, SharedForward
+from sr_bigbatch.step.weight_copies import cast
 
 from .lean_ops import activate, activate_backward, conv_backward, like
 
@@ -40,21 +41,22 @@ class _BatchNormConv(torch.autograd.Function):
                 norm_bias: Tensor, weight: Tensor) -> Tensor:
         """The output; keeps x. The running statistics of ``norm`` move as in its own forward pass."""
         normalised, ctx.normalise = _normalise(norm, x)
-        ctx.stride, ctx.dtype = stride, dtype
+        ctx.stride, ctx.dtype, ctx.weight = stride, dtype, weight
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
-        return F.conv2d(activate(normalised), weight if dtype is None else weight.to(dtype), None, stride, 1)
+        working, = cast([weight], dtype)
+        return F.conv2d(activate(normalised), working, None, stride, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, of the normalisation's parameters and of the weight."""
-        x, norm_weight, norm_bias, weight = ctx.saved_tensors
+        x, norm_weight, norm_bias, _ = ctx.saved_tensors
         needs = ctx.needs_input_grad
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in (x, norm_weight, norm_bias)]
             normalised = ctx.normalise(*leaves)
         active = activate(normalised.detach())  # in place: BatchNorm's own backward pass does not look at its output
-        working = weight if ctx.dtype is None else weight.to(ctx.dtype)
+        working, = cast([ctx.weight], ctx.dtype)
         through, weight_gradient, _ = conv_backward(like(gradient, active), active, working, (True, needs[6], False),
                                                     stride=ctx.stride)
         if through is None:
@@ -65,7 +67,7 @@ class _BatchNormConv(torch.autograd.Function):
         found = iter(torch.autograd.grad(normalised, wanted, through) if wanted else ())
         x_gradient, *norm_gradients = (next(found) if needs[index] else None for index in (0, 4, 5))
         return (x_gradient, None, None, None, *norm_gradients,
-                None if weight_gradient is None else weight_gradient.to(weight.dtype))
+                None if weight_gradient is None else weight_gradient.to(ctx.weight.dtype))
 
 
 def batch_norm_conv(x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:

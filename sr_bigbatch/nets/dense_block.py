@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sr_bigbatch.step.precision import autocast_dtype
+from sr_bigbatch.step.weight_copies import cast
 
-from .lean_ops import activate, activate_backward, cast, conv, conv_backward, like, uncast
+from .lean_ops import activate, activate_backward, conv, conv_backward, like, uncast
 
 RESIDUAL_SCALE = 0.2
 GROWING_CONVS = 4
@@ -43,7 +44,7 @@ class _DenseBlock(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype | None, recomputed: int,
                 *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Output and x; keeps what ``recomputed`` leaves."""
-        ctx.dtype, ctx.recomputed = dtype, recomputed
+        ctx.dtype, ctx.recomputed, ctx.parameters = dtype, recomputed, parameters
         ctx.set_materialize_grads(False)
         working = cast(parameters, dtype)
         features = [x]
@@ -61,7 +62,7 @@ class _DenseBlock(torch.autograd.Function):
         if gradient is None:
             return (skip, None, None, *[None] * count)
         saved = ctx.saved_tensors  # once: a checkpointed tensor can be unpacked only once
-        kept, parameters = saved[:-count], saved[-count:]
+        kept, parameters = saved[:-count], ctx.parameters  # themselves: a checkpoint hands out other tensors
         working = cast(parameters, ctx.dtype)
         inputs: list[Tensor] = []
         if ctx.recomputed == 0:

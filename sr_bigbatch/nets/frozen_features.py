@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sr_bigbatch.step.precision import autocast_dtype
+from sr_bigbatch.step.weight_copies import cast
 
 from .lean_ops import layout
 
@@ -25,16 +26,16 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-        ctx.save_for_backward(weight)
+        ctx.weight = weight
         ctx.padding, ctx.shape, ctx.layout = padding, x.shape, layout(x)
-        return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), 1, padding)
+        working, = cast([weight], x.dtype)
+        return F.conv2d(x, working, None if bias is None else cast([bias], x.dtype)[0], 1, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of the input; the weights are frozen."""
-        weight, = ctx.saved_tensors
-        weight = weight.to(gradient.dtype)
+        weight, = cast([ctx.weight], gradient.dtype)
         # Of the input only its shape counts, and its layout, by which torch chooses the algorithm.
         anything = (gradient.new_empty(1).expand(ctx.shape) if ctx.layout is torch.contiguous_format
                     else torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout))

@@ -48,14 +48,6 @@ def like(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient.contiguous(memory_format=layout(x))
 
 
-def cast(parameters: Sequence[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
-    """Working copies in ``dtype``; the parameters themselves for None.
-
-    Made in forward and again in backward and never kept: one 16-bit copy of the whole net per kept graph would add up.
-    """
-    return [parameter if dtype is None else parameter.to(dtype) for parameter in parameters]
-
-
 def uncast(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients in the dtype of their parameters."""
     return [None if gradient is None else gradient.to(parameter.dtype)

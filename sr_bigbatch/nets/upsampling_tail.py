@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sr_bigbatch.step.precision import autocast_dtype
+from sr_bigbatch.step.weight_copies import cast
 
-from .lean_ops import activate, activate_backward, cast, conv, conv_backward, like, uncast
+from .lean_ops import activate, activate_backward, conv, conv_backward, like, uncast
 
 MAPS = 3
 
@@ -42,7 +43,7 @@ class _Tail(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, dtype: torch.dtype | None, recomputed: int, *parameters: Tensor) -> Tensor:
         """The output; keeps the features and the first ``3 - recomputed`` maps."""
-        ctx.dtype, ctx.recomputed = dtype, recomputed
+        ctx.dtype, ctx.recomputed, ctx.parameters = dtype, recomputed, parameters
         maps: list[Tensor] = []
         working = cast(parameters, dtype)
         _grow(features, maps, working)
@@ -55,7 +56,7 @@ class _Tail(torch.autograd.Function):
         """Gradients of the features and the parameters."""
         saved = ctx.saved_tensors  # once: a checkpointed tensor can be unpacked only once
         count = 2 * (MAPS + 1)
-        features, maps, parameters = saved[0], list(saved[1:-count]), saved[-count:]
+        features, maps, parameters = saved[0], list(saved[1:-count]), ctx.parameters
         working, needs = cast(parameters, ctx.dtype), ctx.needs_input_grad[3:]
         _grow(features, maps, working)
         gradients: list[Tensor | None] = [None] * count

@@ -18,6 +18,7 @@ from sr_bigbatch.step.plan import PARTS, StepPlan
 from sr_bigbatch.step.replay import Snapshot
 from sr_bigbatch.step.report import Event
 from sr_bigbatch.step.update import SafeUpdate, Verdict
+from sr_bigbatch.step.weight_copies import weights_cast_once
 
 _FINE, _AGAIN, _OUT_OF_MEMORY = 0, 1, 2  # what processes tell each other; the index of a part is added to the last
 
@@ -127,8 +128,9 @@ class Trial:
             updates: of the networks, by the same names.
         """
         before = {name: Snapshot.take(self.device, net) for name, net in nets.items()} if self.values else {}
-        while (work := self._try(attempt, before, updates)) is None:
-            self.memory.make_room()
+        with weights_cast_once(*nets.values()):
+            while (work := self._try(attempt, before, updates)) is None:
+                self.memory.make_room()
         for name, verdict in work.verdicts.items():
             if verdict is Verdict.REFUSED and name in before:
                 before[name].restore_buffers()
