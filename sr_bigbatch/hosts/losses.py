@@ -41,7 +41,7 @@ class Float32Features(nn.Module):
 
 def _widened(features: Any) -> Any:
     if isinstance(features, Tensor):
-        return widen(features)
+        return widen(features).contiguous()  # a style loss takes a view of them
     if isinstance(features, dict):
         return {name: _widened(feature) for name, feature in features.items()}
     return type(features)(map(_widened, features)) if isinstance(features, list | tuple) else features
@@ -73,11 +73,16 @@ class HostLosses:
         if self.perceptual is not None and isinstance(extractor, nn.Module) and not isinstance(extractor, Float32Features):
             self.perceptual.vgg = Float32Features(extractor)
 
+    @property
+    def extractor(self) -> Float32Features | None:
+        """What computes the features of the perceptual loss, if it is like BasicSR's."""
+        extractor = getattr(self.perceptual, 'vgg', None)
+        return extractor if isinstance(extractor, Float32Features) else None
+
     def __call__(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
         """Losses of ``output`` (M, C, H, W) by their logged names."""
-        extractor = getattr(self.perceptual, 'vgg', None)
-        if isinstance(extractor, Float32Features):
-            extractor.dtype = autocast_dtype(output.device)
+        if self.extractor is not None:
+            self.extractor.dtype = autocast_dtype(output.device)
         with autocast(output.device, None):
             return self._losses(output, gt, lq)
 

@@ -94,9 +94,9 @@ def _backward(gradient: Tensor, skip: Tensor | None, everything: Tensor, inputs:
         x = inputs[index] if index < len(inputs) else everything.narrow(1, 0, start)
         part, gradients[2 * index], gradients[2 * index + 1] = conv_backward(
             through, x, parameters[2 * index], (index > 0 or needs_x, *needs[2 * index:2 * index + 2]))
-        if part is not None:
+        if index > 0 and part is not None:
             total.narrow(1, 0, start).add_(part)
-    return (like(total.narrow(1, 0, width), everything) if needs_x else None), gradients
+    return None if part is None else part.add_(total.narrow(1, 0, width)), gradients  # a part is dense: nothing is copied
 
 
 def dense_block(x: Tensor, parameters: list[Tensor], recomputed: int) -> tuple[Tensor, Tensor]:

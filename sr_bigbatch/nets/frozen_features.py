@@ -19,6 +19,7 @@ from sr_bigbatch.step.weight_copies import cast
 from .lean_ops import layout
 
 _POSITIONS = 2  # rows and columns of a pooling window
+_CHANNELS_LAST = 0, 2, 3, 1
 
 
 class _Conv(torch.autograd.Function):
@@ -79,13 +80,18 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """The gradient, where the maxima were."""
         position, = ctx.saved_tensors
-        _, _, height, width = ctx.shape
+        count, channels, height, width = ctx.shape
         position = position.long()
         row = torch.arange(gradient.shape[-2], device=gradient.device).view(-1, 1) * _POSITIONS + position // _POSITIONS
         column = torch.arange(gradient.shape[-1], device=gradient.device) * _POSITIONS + position % _POSITIONS
-        result = gradient.new_zeros(*ctx.shape[:2], height * width)
-        result.scatter_(2, (row * width + column).flatten(2), gradient.flatten(2))
-        return result.view(ctx.shape).contiguous(memory_format=ctx.layout)
+        index = row * width + column
+        if ctx.layout is torch.contiguous_format:
+            result = gradient.new_zeros(count, channels, height * width)
+            result.scatter_(2, index.flatten(2), gradient.flatten(2))
+            return result.view(ctx.shape)
+        result = gradient.new_zeros(count, height * width, channels)
+        result.scatter_(1, index.permute(_CHANNELS_LAST).flatten(1, 2), gradient.permute(_CHANNELS_LAST).flatten(1, 2))
+        return result.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 class _FrozenConv(nn.Module):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from sr_bigbatch.progressive.stages import add_to_optimizer, cut, measure
 from sr_bigbatch.step.distributed import same_everywhere, world_size
 
+from .lean_ops import layout
 from .vgg_discriminator import SLOPE, GrowableVGGDiscriminator, check_size
 
 WAYS = ('append', 'prepend')
@@ -43,6 +44,7 @@ def grow(net: GrowableVGGDiscriminator, way: str = 'append', images: Tensor | No
     check_size(net.input_size * 2)
     if way not in WAYS:
         raise ValueError(f'growth must be one of {", ".join(WAYS)}, got {way!r}')
+    channels_last = any(layout(parameter) is torch.channels_last for parameter in net.parameters())
     if way == 'append':
         check_can_append(net.stages, net.input_size)
         added = net.add_stage(net.stages)
@@ -51,6 +53,8 @@ def grow(net: GrowableVGGDiscriminator, way: str = 'append', images: Tensor | No
         net.set_fade(0.0)
     for module in added:
         module.to(net.linear1.weight)
+        if channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module.train(net.training)
     if way == 'append':
         _pass_on(net, images)

@@ -18,6 +18,7 @@ from sr_bigbatch.hosts.losses import HostLosses
 from sr_bigbatch.hosts.mmengine.model import logged, replan, say, tick
 from sr_bigbatch.hosts.mmengine.types import Settings
 from sr_bigbatch.nets import rrdb, vgg_discriminator
+from sr_bigbatch.nets.arrangement import arrange
 from sr_bigbatch.progressive.crop_size import CropSize
 from sr_bigbatch.step.adversarial_step import AdversarialStep
 from sr_bigbatch.step.plan import StepPlan
@@ -117,6 +118,7 @@ class AccumulatingMMagicESRGAN(ESRGAN):  # type: ignore[misc]
     def _build(self, optim_wrapper: OptimWrapperDict) -> AdversarialStep:
         wrappers = [optim_wrapper[name] for name in ('generator', 'discriminator')]
         losses = HostLosses('loss_', self.pixel_loss, self.perceptual_loss)
+        arrange(self.generator, self.discriminator, losses.extractor)  # they are on their device by now
         step = AdversarialStep(self.generator, self.discriminator, wrappers[0].safe_update, wrappers[1].safe_update, losses,
                                self.gan_loss, plan=self.first_plan, dtype=wrappers[0].cast_dtype,
                                verify_every=self.verify_every)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sr_bigbatch.hosts.losses import HostLosses
 from sr_bigbatch.hosts.mmengine.types import Settings
+from sr_bigbatch.nets.arrangement import arrange
 from sr_bigbatch.nets.rrdb import CheckpointedRRDBNet
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.step.adversarial_step import AdversarialStep
@@ -112,6 +113,7 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
         return logged(self.report, optim_wrapper)
 
     def _step(self, optim_wrapper: OptimWrapperDict) -> AdversarialStep:
+        arrange(self.net_g, self.net_g_ema, self.net_d, self.losses.extractor)  # they are on their device by now
         wrapper_g, wrapper_d = optim_wrapper['net_g'], optim_wrapper['net_d']
         step = AdversarialStep(self.net_g, self.net_d, wrapper_g.safe_update, wrapper_d.safe_update, self.losses,
                                self.gan_loss, plan=self.first_plan, relativistic=self.relativistic_gan,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.utils import get_root_logger
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
@@ -26,7 +25,7 @@ from sr_bigbatch.hosts.mmengine.optim_wrapper import OverflowSafeOptimWrapper
 from sr_bigbatch.hosts.registered import build_registered
 from sr_bigbatch.memory.device import usable_bytes
 from sr_bigbatch.memory.predict import Plan
-from sr_bigbatch.nets.rrdb import CheckpointedRRDBNet
+from sr_bigbatch.nets.arrangement import arrange
 from sr_bigbatch.options import OptionError, unshared
 from sr_bigbatch.progressive.batch_schedule import BatchSchedule
 from sr_bigbatch.progressive.crop_size import set_crop_size
@@ -110,10 +109,7 @@ class Accumulating(HostModel):
             for optimizer in self.optimizers]
         self.dtype = self.optim_wrappers[0].cast_dtype
         self.losses = HostLosses(self.loss_prefix, self.cri_pix, self.cri_perceptual)
-        for net in saved_state.networks(self).values():
-            if isinstance(net, CheckpointedRRDBNet | RRDBNet):
-                net.to(  # type: ignore[call-overload]
-                    memory_format=torch.channels_last)  # a fifth faster; others stay as they were built: docs/memory.md
+        arrange(*saved_state.networks(self).values(), self.losses.extractor)
         self.step = self.build_step(settings.plan(getattr(self, 'net_d', None)))
         self._refuse_inexact()
         self.first_plan = self.step.plan
