@@ -85,7 +85,7 @@ class AdversarialStep(Step):
         if batch is None:
             return StepReport({}, None, {}, self.trial.end())
         sum_in_place(list(batch.sums.values.values()))
-        return StepReport(batch.losses(update_g), batch.fake, batch.verdicts, self.trial.end())
+        return self._report(StepReport(batch.losses(update_g), batch.fake, batch.verdicts, self.trial.end()))
 
     def _gradients(self, lq: Tensor, gt: Tensor, sizes: list[int], update_g: bool = True) -> Batch:
         batch, trial = self._graded(lq, gt, sizes, update_g), self.trial

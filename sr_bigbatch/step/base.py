@@ -1,6 +1,7 @@
 """What the adversarial and the supervised step share: the plan, the check, the trial, the state."""
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from sr_bigbatch.step.loss_scale import LossScale
 from sr_bigbatch.step.observer import Observer
 from sr_bigbatch.step.plan import StepPlan
 from sr_bigbatch.step.replay import Snapshot, one_power_iteration
-from sr_bigbatch.step.report import Event
+from sr_bigbatch.step.report import Event, StepReport
 from sr_bigbatch.step.sample_losses import SampleLosses, no_losses
 from sr_bigbatch.step.shared_batch_norm import batch_norms_over_processes
 from sr_bigbatch.step.trial import Trial
@@ -57,6 +58,7 @@ class Step:
         self.verify_every, self.steps, self._verified = verify_every, 0, False
         self.last_verification: dict[str, float] = {}
         self.findings: list[Finding] = []
+        self._last_report: Callable[[], StepReport | None] = lambda: None
 
     @property
     def plan(self) -> StepPlan:
@@ -145,6 +147,7 @@ class Step:
 
     def rehearse(self, lq: Tensor, gt: Tensor) -> list[Event]:
         """Do everything of a step but change weights, to see whether it fits; returns what was made smaller."""
+        self._let_go()
         sizes = batch_sizes(gt.shape[0])
         self._ensure_checked(lq, gt, sizes)
         self.trial.begin(gt.shape[0], self.uncuttable_parts)
@@ -161,6 +164,7 @@ class Step:
 
     def _make(self, lq: Tensor, gt: Tensor, attempt: Callable[[list[int]], Batch]) -> Batch | None:
         """Check, attempt and commit; None if the batch was not finite and the step is left out."""
+        self._let_go()
         trial, sizes = self.trial, batch_sizes(gt.shape[0])
         self._ensure_checked(lq, gt, sizes)
         trial.begin(gt.shape[0], self.uncuttable_parts)
@@ -172,6 +176,16 @@ class Step:
             trial.commit(batch, self.updates)
         self.steps += 1
         return batch
+
+    def _report(self, report: StepReport) -> StepReport:
+        """``report``, whose images are let go when the next step begins, whoever has kept it."""
+        self._last_report = weakref.ref(report)
+        return report
+
+    def _let_go(self) -> None:
+        report = self._last_report()
+        if report is not None:
+            report.output = None
 
     def _ensure_checked(self, lq: Tensor, gt: Tensor, sizes: list[int]) -> None:
         if not self._values:

@@ -29,13 +29,14 @@ KINDS = ('gradient overflow', 'forward overflow', 'wider dtype', 'bad input', 'r
          'weights restored', 'inexact')
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepReport:
     """What a step did.
 
     Attributes:
         losses: scalars without graph, over the whole batch of all processes; none if the step was left out.
-        output: the generated images (B, C, H, W), without graph; None if the step was left out.
+        output: the generated images (B, C, H, W), without graph; None if the step was left out, and as soon as the next step
+            begins, which needs their memory. Whoever keeps the tensor itself has it for longer.
         verdicts: by network, ``'g'`` and ``'d'``; a network that was not to be updated is absent.
         events: what went wrong, and what was done about it.
     """

@@ -57,7 +57,7 @@ class SupervisedStep(Step):
         if batch is None:
             return StepReport({}, None, {}, self.trial.end())
         sum_in_place(list(batch.sums.values.values()))
-        return StepReport(batch.sums.values, batch.fake, batch.verdicts, self.trial.end())
+        return self._report(StepReport(batch.sums.values, batch.fake, batch.verdicts, self.trial.end()))
 
     def _gradients(self, lq: Tensor, gt: Tensor, sizes: list[int]) -> Batch:
         trial, batch = self.trial, Batch(lq, gt, self.trial.device, sizes)

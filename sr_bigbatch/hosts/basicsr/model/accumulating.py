@@ -157,7 +157,7 @@ class Accumulating(HostModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Make one update from the batch of ``feed_data``."""
-        self.current_iter = current_iter
+        self.current_iter, self.output = current_iter, None  # those of the last iteration are in the way
         batch: Batch = {'lq': self.lq, 'gt': self.gt}
         for hook in self.hooks:
             hook.before_train_iter(self, current_iter, batch)

@@ -63,7 +63,7 @@ class HostModel:
     schedulers: Sequence[Any]
     lq: Tensor
     gt: Tensor
-    output: Tensor
+    output: Tensor | None
     log_dict: dict[str, float]
     best_metric_results: dict[str, dict[str, dict[str, Any]]]
 
