@@ -11,6 +11,7 @@ from mmengine.config import Config, DictAction
 
 import sr_bigbatch  # noqa: F401  (registers the components)
 from sr_bigbatch.hosts.mmengine.runner import run
+from sr_bigbatch.options import OptionError
 
 
 def main() -> int:
@@ -41,7 +42,11 @@ def main() -> int:
     if args.work_dir:
         config.work_dir = args.work_dir
     config.setdefault('work_dir', str(Path('experiments') / Path(args.config).stem))
-    run(config, amp=args.amp)
+    try:
+        run(config, amp=args.amp)
+    except OptionError as error:
+        print(f'{args.config}: training has not started. To be changed:\n{error}', file=sys.stderr)
+        return 2
     return 0
 
 

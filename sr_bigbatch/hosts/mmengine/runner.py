@@ -15,6 +15,8 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
+from sr_bigbatch.hosts.shared_memory import AHEAD, batch_bytes, lack_of_room
+from sr_bigbatch.options import OptionError
 from sr_bigbatch.step.distributed import leave_group
 
 
@@ -60,13 +62,31 @@ def admit_histories() -> None:
          (_method_of_history, 'builtins.getattr'), (_method_of_history, '__builtin__.getattr')])
 
 
+def _shared_memory(config: Config) -> list[str]:
+    loader = config.get('train_dataloader') or {}
+    images = (loader.get('dataset') or {}).get('opt') or {}
+    if not images.get('gt_size') or not loader.get('batch_size'):
+        return []  # a data set that is not BasicSR's: what a batch looks like is not known
+    stages = [stage['gt_size'] for hook in config.get('custom_hooks') or [] for stage in hook.get('stages', [])]
+    size = batch_bytes(loader['batch_size'], max([images['gt_size'], *stages]), images.get('scale', 1), 3)
+    lack = lack_of_room(size, loader.get('num_workers', 0), 'train_dataloader.num_workers',
+                        loader.get('prefetch_factor') or AHEAD)
+    return [] if lack is None else [f'train_dataloader: {lack}']
+
+
 def run(config: Config, *, amp: bool = False) -> None:
     """Train.
 
     Args:
         config: of mmengine's Runner, with ``launcher`` and ``work_dir``.
         amp: mixed precision in every optimizer wrapper whose settings name no dtype of 16 bits.
+
+    Raises:
+        OptionError: if the machine has no room for the batches that loader workers prepare.
     """
+    findings = _shared_memory(config)
+    if findings:
+        raise OptionError(findings)
     admit_histories()
     if not torch.cuda.is_available():
         if config.launcher == 'pytorch':

@@ -11,7 +11,8 @@ from sr_bigbatch.files.names import fault_of_name
 from sr_bigbatch.hosts.basicsr.build import build_findings, part_findings
 from sr_bigbatch.hosts.basicsr.options.files import file_findings, vgg_findings
 from sr_bigbatch.hosts.basicsr.options.schema import schema_findings
-from sr_bigbatch.hosts.basicsr.settings import Options
+from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
+from sr_bigbatch.hosts.shared_memory import batch_bytes, lack_of_room
 from sr_bigbatch.options import OptionError, unknown_keys
 from sr_bigbatch.progressive.batch_schedule import BatchSchedule
 from sr_bigbatch.step.distributed import world_size
@@ -60,6 +61,8 @@ def check(opt: Options, *, data: bool = True, weights: bool = True) -> None:
         findings += build_findings(opt)
     if data or weights:
         findings += _as_far_as_possible(file_findings if data else vgg_findings, opt, findings)
+    if data:
+        findings += _as_far_as_possible(_shared_memory, opt, findings)
     if findings:
         raise OptionError(findings)
 
@@ -146,6 +149,15 @@ def _numbers(opt: Options) -> Iterable[str]:
     if judged is not None and judged != data['gt_size']:
         yield (f'network_d.input_size is {judged} but datasets.train.gt_size is {data["gt_size"]}: the discriminator '
                'judges whole crops, so make them equal')
+
+
+def _shared_memory(opt: Options) -> Iterable[str]:
+    settings, data = TrainingSettings.from_options(opt), opt['datasets']['train']
+    largest = max([int(data['gt_size']), *(stage.gt_size for stage in settings.stages)])
+    size = batch_bytes(settings.batch_size, largest, settings.scale, settings.channels)
+    lack = lack_of_room(size, int(data.get('num_worker_per_gpu') or 0), 'datasets.train.num_worker_per_gpu')
+    if lack is not None:
+        yield f'datasets.train: {lack}'
 
 
 def _is_whole(value: Any, at_least: int) -> bool:
