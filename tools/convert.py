@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 import sr_bigbatch  # noqa: F401  (so that this script sees the same package as the training)
 from sr_bigbatch.files.formats import FORMATS, converted
+from sr_bigbatch.files.outputs import refuse_outputs
 from sr_bigbatch.files.storage import load_tensors, save_atomically, write_atomically
 from sr_bigbatch.hosts.mmengine.runner import admit_histories
 from sr_bigbatch.nets.restore import restore
@@ -24,9 +25,11 @@ def main() -> int:
     parser.add_argument('target', type=Path, help='the file to write')
     parser.add_argument('--to', choices=(*FORMATS, 'safetensors', 'onnx'), required=True,
                         help='safetensors and onnx hold one network: the averaged generator, where there is one')
+    parser.add_argument('--overwrite', action='store_true', help='write over a file that is there; never over the source')
     args = parser.parse_args()
     admit_histories()
     try:
+        refuse_outputs([args.source], [args.target], overwrite=args.overwrite)
         checkpoint = load_tensors(args.source)
         if args.to == 'onnx':
             export_onnx(restore(args.source), args.target)

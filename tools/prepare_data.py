@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
 from sr_bigbatch.hosts.basicsr.images import make_lmdb
-from sr_bigbatch.tasks.prepare import BUNDLED_TRAIN, BUNDLED_VAL, Cut, bundled, cut_all, photographs
+from sr_bigbatch.tasks.prepare import BUNDLED_TRAIN, BUNDLED_VAL, Cut, bundled, cut_all, photographs, refuse_folders_of
 
 
 def main() -> int:
@@ -35,6 +35,9 @@ def main() -> int:
         parts = {'train': bundled(BUNDLED_TRAIN) if args.bundled else photographs(args.photos)}
         if args.bundled or args.val:
             parts['val'] = bundled(BUNDLED_VAL) if args.bundled else photographs(args.val)
+        written = [args.out / f'{part}_{kind}{end}' for part in parts for kind in ('gt', 'lq') for end in ('', '.lmdb')]
+        for files in parts.values():
+            refuse_folders_of(files, written)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2

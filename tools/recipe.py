@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sr_bigbatch.files.outputs import OutputRefused, refuse_outputs
 from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.options import OptionError, load
 from sr_bigbatch.tasks.recipe import LR_RULES, translate
@@ -19,7 +20,13 @@ def main() -> int:
     parser.add_argument('target', type=Path, help='the option file to write')
     parser.add_argument('--batch', type=int, default=128, help='effective batch, in images')
     parser.add_argument('--lr', choices=LR_RULES, default='same', help='how learning rates grow with the batch')
+    parser.add_argument('--overwrite', action='store_true', help='write over a file that is there; never over the source')
     args = parser.parse_args()
+    try:
+        refuse_outputs([args.source], [args.target], overwrite=args.overwrite)
+    except OutputRefused as error:
+        print(error, file=sys.stderr)
+        return 2
     try:
         text = translate(load(args.source), args.batch, args.lr)
         args.target.write_text(text, encoding='utf-8')

@@ -9,7 +9,7 @@ from pathlib import Path
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
 from sr_bigbatch.files.storage import BadFile
 from sr_bigbatch.nets.tiling import Tiling
-from sr_bigbatch.tasks.upscale import BadPicture, Job, find, upscale_all
+from sr_bigbatch.tasks.upscale import BadPicture, find, jobs, upscale_all
 
 
 def main() -> int:
@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument('--weights', type=Path, required=True, help='.pth or .safetensors of BasicSR, Real-ESRGAN or mmagic')
     parser.add_argument('--out', type=Path, default=Path('results'), help='folder to write into')
     parser.add_argument('--suffix', default='', help='added to the names')
+    parser.add_argument('--overwrite', action='store_true', help='write over results of an earlier call; never over images')
     parser.add_argument('--tile', type=int, default=0,
                         help='pixels of the input at a time, more than two overlaps; 0: as --memory allows')
     parser.add_argument('--overlap', type=int, default=144, help='pixels that tiles share; fewer are faster and may show')
@@ -31,8 +32,8 @@ def main() -> int:
     try:
         files = find(args.images)
         tiling = Tiling(args.tile, args.overlap) if args.tile else None
-        failed = upscale_all([Job(file, args.out / f'{file.stem}{args.suffix}.png') for file in files], args.weights, tiling,
-                             args.overlap, args.memory, args.dtype, args.processes)
+        work = jobs(files, args.weights, args.out, args.suffix, overwrite=args.overwrite)
+        failed = upscale_all(work, args.weights, tiling, args.overlap, args.memory, args.dtype, args.processes)
     except (BadFile, BadPicture, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _PREFIXES = {'mmagic': {'params': 'generator.', 'params_ema': 'generator_ema.'},
@@ -38,15 +39,36 @@ def converted(checkpoint: dict[str, Any], to: str) -> dict[str, Any]:
         to: of :data:`FORMATS`.
 
     Raises:
-        ValueError: for an unknown format.
+        ValueError: for an unknown format, or weights that are not finite.
     """
     networks = _networks(checkpoint, format_of(checkpoint))
+    for key, network in networks.items():
+        refuse_not_finite(network, key)
     if to == 'basicsr':
         return networks
     if to not in _PREFIXES:
         raise ValueError(f'to must be one of {", ".join(FORMATS)}, got {to!r}')
     return {'meta': {}, 'state_dict': {_PREFIXES[to][key] + name: tensor
                                        for key, network in networks.items() for name, tensor in network.items()}}
+
+
+def refuse_not_finite(network: object, name: str) -> None:
+    """Refuse weights with which a network makes black images, or none.
+
+    Args:
+        network: by name, the weights; what is of another form is left to those who load it.
+        name: of the network, for the message.
+
+    Raises:
+        ValueError: if a weight is not finite, or claims more elements than the file holds.
+    """
+    for label, tensor in network.items() if isinstance(network, dict) else ():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # to look at it would fill the memory
+            raise ValueError(f'{label} in {name} claims {tensor.numel()} elements, and the file holds fewer')
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f'{label} in {name} is not finite: the training that wrote it had lost its weights')
 
 
 def _networks(checkpoint: dict[str, Any], kind: str) -> dict[str, dict[str, Tensor]]:

@@ -1,6 +1,8 @@
 """Photographs become sub-images and their low-resolution partners."""
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from sr_bigbatch.files.outputs import OutputRefused, folded
 from sr_bigbatch.hosts.basicsr.images import bicubic
 
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'}
@@ -68,7 +71,8 @@ def cut_all(files: list[Path], gt_folder: Path, lq_folder: Path, cut: Cut | None
             label: str) -> list[str]:
     """Cut photographs into ``gt_folder`` and ``lq_folder`` in several processes, with a progress bar.
 
-    Photographs that are done already are passed over, so an interrupted call can be repeated.
+    Photographs that are done already are passed over, so an interrupted call can be repeated. One that has been replaced
+    under its name is cut anew.
 
     Args:
         files: the photographs.
@@ -83,11 +87,13 @@ def cut_all(files: list[Path], gt_folder: Path, lq_folder: Path, cut: Cut | None
         A sentence for each photograph that was refused.
 
     Raises:
+        OutputRefused: if images would be written over that this function has not written.
         ValueError: if the folders hold images that were cut in another way.
     """
+    refuse_folders_of(files, (gt_folder, lq_folder))
     for folder in (gt_folder, lq_folder):
         folder.mkdir(parents=True, exist_ok=True)
-    _refuse_other_cut(gt_folder / '.cut', f'{cut}, scale {scale}')
+    _refuse_other_cut(gt_folder / '.cut', lq_folder, f'{cut}, scale {scale}')
     files, refused = _distinct(files)
     for reason in refused:
         print(f'left out: {reason}')
@@ -100,8 +106,24 @@ def cut_all(files: list[Path], gt_folder: Path, lq_folder: Path, cut: Cut | None
     return refused
 
 
-def _refuse_other_cut(record: Path, now: str) -> None:
-    if record.exists() and record.read_text() != now:
+def refuse_folders_of(files: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Look, before anything is written, whether photographs lie in folders that are written to, by whatever link.
+
+    Raises:
+        OutputRefused: if one does.
+    """
+    homes = {folder for file in files for folder in (file.parent, file.resolve().parent)}
+    for folder in folders:
+        if folder.exists() and any(home.samefile(folder) for home in homes):
+            raise OutputRefused(f'{folder} would be written to, and photographs are read from it: choose another --out')
+
+
+def _refuse_other_cut(record: Path, lq_folder: Path, now: str) -> None:
+    if not record.exists():
+        for folder in (record.parent, lq_folder):
+            if next(folder.glob('*.png'), None) is not None:
+                raise OutputRefused(f'{folder} holds images that are not from here: choose another --out')
+    elif record.read_text() != now:
         raise ValueError(f'{record.parent} holds images cut as {record.read_text()}, not as {now}: choose another output '
                          'folder, or remove it')
     record.write_text(now)
@@ -112,32 +134,53 @@ def _distinct(files: list[Path]) -> tuple[list[Path], list[str]]:
     first: dict[str, Path] = {}
     refused = []
     for file in files:
-        if first.setdefault(file.stem, file) is not file:
-            refused.append(f'{file} has the name of {first[file.stem]}')
+        if first.setdefault(folded(file.stem), file) is not file:
+            refused.append(f'{file} has the name of {first[folded(file.stem)]}')
     return list(first.values()), refused
 
 
 def _cut_one(file: Path, gt_folder: Path, lq_folder: Path, cut: Cut | None, scale: int) -> str | None:
     cv2.setNumThreads(1)
+    done, number, folders = gt_folder / f'.{file.name}.done', 0, (gt_folder, lq_folder)
     try:
-        done = gt_folder / f'.{file.name}.done'
-        if done.exists():
-            return None
-        image = _read(file)
-        for number, part in enumerate(_parts(image, file, cut, scale), 1):
-            name = f'{file.stem}_s{number:03d}.png' if cut else f'{file.stem}.png'
+        content = file.read_bytes()
+    except OSError:
+        return f'{file} cannot be read as an image'
+    digest = hashlib.sha256(content).hexdigest()
+    if done.exists() and done.read_text() == digest:
+        return None
+    done.unlink(missing_ok=True)
+    try:
+        for number, part in enumerate(_parts(_decoded(content, file), file, cut, scale), 1):
+            name = _name(file, number, cut)
             _write(gt_folder / name, part)
             _write(lq_folder / name, bicubic(part, 1 / scale))
-        done.touch()
+        _remove_from(number + 1, file, folders, cut)
+        done.write_text(digest)
     except RefusedImage as error:
+        _remove_from(1, file, folders, cut)
         return str(error)
     return None
 
 
-def _read(file: Path) -> np.ndarray:
+def _name(file: Path, number: int, cut: Cut | None) -> str:
+    return f'{file.stem}_s{number:03d}.png' if cut else f'{file.stem}.png'
+
+
+def _remove_from(number: int, file: Path, folders: Iterable[Path], cut: Cut | None) -> None:
+    """Remove what an earlier photograph of this name has left; the last one first, so that a kill leaves no gap."""
+    numbers = itertools.count(number) if cut else range(number, 2)
+    parts = [[folder / _name(file, each, cut) for folder in folders] for each in itertools.takewhile(
+        lambda each: any((folder / _name(file, each, cut)).exists() for folder in folders), numbers)]
+    for paths in reversed(parts):
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def _decoded(content: bytes, file: Path) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
         image = None
     if image is None:
         raise RefusedImage(f'{file} cannot be read as an image')

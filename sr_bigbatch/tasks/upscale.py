@@ -16,6 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
+from sr_bigbatch.files.outputs import distinct_stems, refuse_outputs
 from sr_bigbatch.files.storage import beside
 from sr_bigbatch.hosts.mmengine.optim_wrapper import DTYPES
 from sr_bigbatch.memory.live_bytes import LiveBytes
@@ -58,7 +59,30 @@ def find(patterns: Iterable[str]) -> list[Path]:
         if not images:
             raise BadPicture(f'{pattern}: there is no image')
         found += images
-    return found
+    return list({file.absolute(): file for file in found}.values())  # each once, however often it was named
+
+
+def jobs(files: Sequence[Path], weights: Path, out: Path, suffix: str, *, overwrite: bool) -> list[Job]:
+    """What is to be read and written: results in one folder, under names of their own.
+
+    Args:
+        files: the images.
+        weights: are read, too.
+        out: the folder.
+        suffix: added to the names.
+        overwrite: whether files may be written over that are none of these.
+
+    Raises:
+        OutputRefused: if a file would be written over that must stay.
+        ValueError: if the folder is a file, or the suffix leads into another folder.
+    """
+    if Path(f'x{suffix}').name != f'x{suffix}' or '\0' in suffix:
+        raise ValueError(f'--suffix must be a part of a name, got {suffix!r}')
+    if out.exists() and not out.is_dir():
+        raise ValueError(f'{out} is a file, and --out must be a folder')
+    targets = [out / name for name in distinct_stems(files, f'{suffix}.png')]
+    refuse_outputs([*files, weights], targets, overwrite=overwrite)
+    return [Job(file, target) for file, target in zip(files, targets, strict=True)]
 
 
 def upscale_all(jobs: Sequence[Job], weights: Path, tiling: Tiling | None, overlap: int, memory_gb: float, dtype: str,

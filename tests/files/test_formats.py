@@ -65,3 +65,21 @@ def test_other_files_are_refused(tmp_path, monkeypatch, capsys, content):
             torch.save(content, file) if isinstance(content, dict) else pickle.dump(content, file, protocol=2)
     assert _convert(monkeypatch, path, tmp_path / 'out.pth', '--to', 'mmengine') == 2
     assert str(path) in capsys.readouterr().err and not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize('name', ['net_g.pth', 'link.pth', 'other.pth'])
+def test_no_checkpoint_is_written_over_without_being_told(tmp_path, monkeypatch, capsys, name):
+    source = tmp_path / 'net_g.pth'
+    torch.save(_saved(), source)
+    before = source.read_bytes()
+    (tmp_path / 'link.pth').hardlink_to(source)
+    (tmp_path / 'other.pth').write_text('of the user')
+    assert _convert(monkeypatch, source, tmp_path / name, '--to', 'mmagic') == 2
+    assert 'would be written over' in capsys.readouterr().err and source.read_bytes() == before
+    assert _convert(monkeypatch, source, tmp_path / name, '--to', 'mmagic', '--overwrite') == (name != 'other.pth') * 2
+    assert source.read_bytes() == before
+
+
+def test_a_tensor_larger_than_its_file_is_refused_without_looking_at_it():
+    with pytest.raises(ValueError, match='claims 100000000000 elements'):
+        converted({'params': {'weight': torch.zeros(1).expand(10**11)}}, 'basicsr')

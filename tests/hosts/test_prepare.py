@@ -1,4 +1,6 @@
 """``tools/prepare_data.py`` as a user meets it."""
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -83,3 +85,78 @@ def test_nothing_usable_is_an_error(tmp_path, monkeypatch, capsys):
 def test_cuts_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError, match='must be'):
         Cut(*settings)
+
+
+def _images(folder):
+    return {path.name: path.read_bytes() for path in folder.glob('*.png')}
+
+
+@pytest.mark.parametrize('replace', ['larger', 'smaller', 'as old', 'same size', 'too small', 'torn'])
+@pytest.mark.parametrize('part', ['train', 'val'])
+def test_a_photograph_that_was_replaced_under_its_name_is_prepared_anew(photos, tmp_path, monkeypatch, replace, part):
+    for path in photos.iterdir():
+        path.unlink() if path.name != 'cat.png' else None
+    image = cv2.imread(str(photos / 'cat.png'))
+    cv2.imwrite(str(photos / 'cat_s001.png'), image)  # its sub-images are not those of cat.png
+    folder = tmp_path / 'photos_of_part'
+    photos.rename(folder)
+    arguments = [folder, *(['--val', folder] if part == 'val' else []), '--size', 128, '--step', 100]
+    assert _prepare(monkeypatch, *arguments, '--out', tmp_path / 'out') == 0
+    stat = (folder / 'cat.png').stat()
+    new = {'larger': np.tile(image, (2, 2, 1)), 'smaller': image[:140, :140], 'as old': image[::-1].copy(),
+           'same size': image[:, ::-1].copy(), 'too small': image[:3, :3], 'torn': None}[replace]
+    if new is None:
+        (folder / 'cat.png').write_bytes((folder / 'cat.png').read_bytes()[:100])
+    else:
+        cv2.imwrite(str(folder / 'cat.png'), new)
+    if replace == 'as old':
+        os.utime(folder / 'cat.png', ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    for out in ('out', 'fresh'):
+        assert _prepare(monkeypatch, *arguments, '--out', tmp_path / out) == 0
+    for kind in ('gt', 'lq'):
+        assert _images(tmp_path / 'out' / f'{part}_{kind}') == _images(tmp_path / 'fresh' / f'{part}_{kind}')
+
+
+def test_what_an_earlier_version_has_prepared_is_prepared_anew_once(photos, tmp_path, monkeypatch):
+    arguments = (photos, '--out', tmp_path / 'out', '--size', 128, '--step', 100)
+    _prepare(monkeypatch, *arguments)
+    folder = tmp_path / 'out' / 'train_gt'
+    done = folder / '.grey.jpg.done'
+    told, before = done.read_text(), _images(folder)
+    done.write_text('')  # version 0.1.0 wrote nothing into it
+    _prepare(monkeypatch, *arguments)
+    assert done.read_text() == told and _images(folder) == before
+
+
+@pytest.mark.parametrize('home', ['train_gt', 'train_lq', 'val_gt', 'train_gt.lmdb', 'link', 'links to it'])
+@pytest.mark.parametrize('role', ['train', 'val'])
+def test_photographs_are_never_written_over(photos, tmp_path, monkeypatch, capsys, home, role):
+    out, good = tmp_path / 'out', tmp_path / 'good'
+    good.mkdir()
+    (photos / 'cat.png').rename(good / 'cat.png')
+    out.mkdir()
+    where = out / ('val_gt' if home.startswith('link') else home)
+    good.rename(where)
+    before = (where / 'cat.png').read_bytes()
+    given = where
+    if home == 'link':
+        given = tmp_path / 'link'
+        given.symlink_to(where)
+    elif home == 'links to it':
+        given = tmp_path / 'links'
+        given.mkdir()
+        (given / 'a.png').symlink_to(where / 'cat.png')
+    train, val = (given, photos) if role == 'train' else (photos, given)
+    assert _prepare(monkeypatch, train, '--val', val, '--out', out, '--size', 128, '--lmdb') == 2
+    assert 'choose another --out' in capsys.readouterr().err and (where / 'cat.png').read_bytes() == before
+    assert {path.name for path in out.iterdir()} == {where.name}
+
+
+def test_images_of_another_origin_are_not_written_over(photos, tmp_path, monkeypatch, capsys):
+    for name in ('train_gt', 'train_lq'):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / 'cat_s001.png').write_text('of the user')
+        assert _prepare(monkeypatch, photos, '--out', tmp_path, '--size', 128) == 2
+        assert 'that are not from here' in capsys.readouterr().err
+        assert (tmp_path / name / 'cat_s001.png').read_text() == 'of the user'
+        (tmp_path / name / 'cat_s001.png').unlink()

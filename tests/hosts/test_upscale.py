@@ -97,3 +97,69 @@ def test_twelve_megapixels_in_two_gigabytes(tmp_path):
     status, peak = map(int, done.stdout.split()[-2:])
     print(f'peak {peak / 1e9:.2f} GB')
     assert status == 0 and peak < 2e9
+
+
+def _small(tmp_path, *names):
+    for name in names:
+        _photo(tmp_path, name, lambda image: image[:24, :20])
+    return {path: path.read_bytes() for path in (tmp_path / 'in').iterdir()}
+
+
+@pytest.mark.parametrize('more', [[], ['--overwrite'], ['--processes', 2]])
+@pytest.mark.parametrize('out', ['in', 'link', 'in/../in'])
+def test_photographs_are_never_written_over(weights, tmp_path, monkeypatch, capsys, out, more):
+    before = _small(tmp_path, 'p.png', 'q.jpg')
+    (tmp_path / 'link').symlink_to('in')
+    assert _upscale(monkeypatch, tmp_path / 'in', '--weights', weights[0], '--out', tmp_path / out, *more) == 2
+    told = capsys.readouterr().err
+    assert 'p.png would be written over, which this program reads: choose another place' in told and told.count('\n') == 1
+    assert {path: path.read_bytes() for path in (tmp_path / 'in').iterdir()} == before
+    assert _upscale(monkeypatch, tmp_path / 'in', '--weights', weights[0], '--out', tmp_path / out, '--suffix', '_x4') == 0
+    assert {path: path.read_bytes() for path in before} == before and (tmp_path / 'in' / 'p_x4.png').is_file()
+
+
+def test_results_are_written_over_only_if_told_and_each_has_its_own_name(weights, tmp_path, monkeypatch, capsys):
+    _small(tmp_path, 'p.png', 'p.jpg')
+    (tmp_path / 'in' / 'more').mkdir()
+    _photo(tmp_path, 'more/p.png', lambda image: image[:16, :20])
+    arguments = (tmp_path / 'in', tmp_path / 'in' / '*.png', tmp_path / 'in' / 'more', '--weights', weights[0], '--out',
+                 tmp_path / 'out')
+    assert _upscale(monkeypatch, *arguments) == 0
+    assert '3 of 3 images are in' in capsys.readouterr().out
+    results = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+    assert set(results) == {'p_png.png', 'p_jpg.png', 'p_png_2.png'} and len(set(results.values())) == 3
+    (tmp_path / 'out' / 'p_jpg.png').write_text('of the user')
+    assert _upscale(monkeypatch, *arguments) == 2
+    assert '--overwrite' in capsys.readouterr().err and (tmp_path / 'out' / 'p_jpg.png').read_text() == 'of the user'
+    assert _upscale(monkeypatch, *arguments, '--overwrite') == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == results
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['--suffix', '/../x'], '--suffix must be'), (['--suffix', 'a/b'], '--suffix must be'),
+    (['--out', 'file'], 'is a file')])
+def test_an_output_elsewhere_is_refused(weights, tmp_path, monkeypatch, capsys, arguments, message):
+    _small(tmp_path, 'p.png')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file').touch()
+    assert _upscale(monkeypatch, tmp_path / 'in', '--weights', weights[0], *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('key', ['params', 'params_ema', None])
+@pytest.mark.parametrize('tool', ['upscale', 'basicsr', 'mmagic', 'safetensors', 'onnx'])
+def test_weights_that_are_not_finite_are_refused(weights, tmp_path, monkeypatch, capsys, tool, key, value):
+    path, net = weights
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state['body.1.rdb2.conv3.bias'][2] = value
+    torch.save(state if key is None else {key: state}, path)
+    if tool == 'upscale':
+        _small(tmp_path, 'p.png')
+        assert _upscale(monkeypatch, tmp_path / 'in', '--weights', path, '--out', tmp_path / 'out') == 2
+    else:
+        monkeypatch.setattr('sys.argv', ['convert.py', str(path), str(tmp_path / 'out'), '--to', tool])
+        assert load_tool('convert').main() == 2
+    told = capsys.readouterr().err
+    assert told.count('\n') == 1 and not (tmp_path / 'out').exists()
+    assert 'body.1.rdb2.conv3.bias in params' in told or (key is None and tool in ('basicsr', 'mmagic', 'safetensors'))

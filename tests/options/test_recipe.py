@@ -56,3 +56,14 @@ def test_what_is_no_recipe_is_refused(basicsr, tmp_path, monkeypatch, capsys):
         (tmp_path / 'other.yml').write_text(yaml.safe_dump({**load(basicsr), **change}))
         assert _recipe(monkeypatch, tmp_path / 'other.yml', tmp_path / 'out.yml') == 2
         assert message in capsys.readouterr().err and not (tmp_path / 'out.yml').exists()
+
+
+@pytest.mark.parametrize('name', ['esrgan.yml', 'link.yml', 'other.yml'])
+def test_no_file_is_written_over_without_being_told(basicsr, tmp_path, monkeypatch, capsys, name):
+    before = basicsr.read_bytes()
+    (tmp_path / 'link.yml').symlink_to(basicsr)
+    (tmp_path / 'other.yml').write_text('of the user')
+    assert _recipe(monkeypatch, basicsr, tmp_path / name) == 2
+    assert 'would be written over' in capsys.readouterr().err and basicsr.read_bytes() == before
+    assert _recipe(monkeypatch, basicsr, tmp_path / name, '--overwrite') == (0 if name == 'other.yml' else 2)
+    assert basicsr.read_bytes() == before

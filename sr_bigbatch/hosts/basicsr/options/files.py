@@ -14,7 +14,8 @@ from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH
 from basicsr.utils import get_root_logger
 from PIL import Image
 
-from sr_bigbatch.files.storage import BadFile, load_tensors
+from sr_bigbatch.files.formats import refuse_not_finite
+from sr_bigbatch.files.storage import load_tensors
 from sr_bigbatch.hosts.basicsr.options.lmdb_check import lmdb_findings
 from sr_bigbatch.hosts.basicsr.settings import Options, stages_of
 from sr_bigbatch.options import did_you_mean
@@ -86,8 +87,10 @@ def _pretrained(opt: Options) -> Iterable[str]:
             yield f'path.{key}: there is no file {value}; set it to ~ to start without'
             continue
         try:
-            load_tensors(Path(value).expanduser())
-        except BadFile as error:
+            content = load_tensors(Path(value).expanduser())
+            for name, network in content.items() if key != 'resume_state' else ():
+                refuse_not_finite(network, name)
+        except ValueError as error:  # BadFile, or weights that are not finite
             yield f'path.{key}: {error}'
 
 
