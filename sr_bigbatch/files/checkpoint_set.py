@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -108,7 +109,11 @@ def fault(root: Path, iteration: int) -> str | None:
     if not manifest.is_file():
         return _fault_without_manifest(root, iteration)
     try:
-        listed = json.loads(manifest.read_text(encoding='utf-8'))['files']
+        content = json.loads(manifest.read_text(encoding='utf-8'))
+        listed = content['files']
+        foreign = _fault_of_listing(content['iteration'], set(listed), iteration)
+        if foreign is not None:
+            return f'{manifest.name} {foreign}'
         for name, expected in listed.items():
             file = root / name
             if not file.is_file():
@@ -117,9 +122,23 @@ def fault(root: Path, iteration: int) -> str | None:
                 return f'{name} has {file.stat().st_size} bytes and had {expected["bytes"]}'
             if _digest(file) != expected['sha256']:
                 return f'{name} has changed since it was written'
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        added = [file.name for file in files_of(root, iteration) if str(file.relative_to(root)) not in listed]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f'{manifest.name} cannot be read ({type(error).__name__})'
-    return None
+    return f'{", ".join(added)} is not one of its files' if added else None
+
+
+def _fault_of_listing(named: object, listed: set[str], iteration: int) -> str | None:
+    """Why a manifest cannot be that of an iteration: a set is one training state and at least one network."""
+    if named != iteration:
+        return f'is that of iteration {named}'
+    networks = {name for name in listed if re.fullmatch(rf'models/net_\w+_{iteration}\.pth', name)}
+    state = f'training_states/{iteration}.state'
+    others = sorted(listed - networks - {state})
+    if others:
+        return f'names {others[0]}, which belongs to no save of this iteration'
+    missing = [kind for kind, there in (('no training state', state in listed), ('no network', networks)) if not there]
+    return f'names {" and ".join(missing)}' if missing else None
 
 
 def _fault_without_manifest(root: Path, iteration: int) -> str | None:
@@ -128,7 +147,9 @@ def _fault_without_manifest(root: Path, iteration: int) -> str | None:
         return 'its networks are missing'
     try:
         for file in files:
-            load_tensors(file)
+            content = load_tensors(file)
+            if file.suffix == '.state' and content.get('iter') != iteration:
+                return f'{file.name} is that of iteration {content.get("iter")}'
     except BadFile as error:
         return str(error)
     return None

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import os
 import random
 
 import pytest
@@ -146,3 +148,61 @@ def test_a_manifest_of_another_shape_is_no_crash(root):
     for content in ([], {'files': 3}, {'files': {'models/net_g_3.pth': 1}}, {'files': {'../../etc/passwd': {}}}):
         (root / 'training_states/3.json').write_text(json.dumps(content))
         assert _newest(root)[0] == 2
+
+
+def _listing(root, **changes):
+    return {'iteration': 3, 'files': {name: {'bytes': (root / name).stat().st_size, 'sha256': _sha(root / name)}
+                                      for name in FILES[:3]}, **changes}
+
+
+def _sha(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _only(*names):
+    return lambda root: _listing(root, files={name: _listing(root)['files'][name] for name in names})
+
+
+def _with(name):
+    def add(root):
+        listing = _listing(root)
+        listing['files'][name] = {'bytes': 0, 'sha256': hashlib.sha256().hexdigest()}
+        place = root / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        return listing
+    return add
+
+
+@pytest.mark.parametrize(('manifest', 'said'), [
+    (lambda root: {'iteration': 3, 'files': {}}, 'names no training state and no network'),
+    (lambda root: {'files': _listing(root)['files']}, 'cannot be read'),
+    (lambda root: _listing(root, files=[]), 'names no training state and no network'),
+    (lambda root: [], 'cannot be read'),
+    (lambda root: {'iteration': 3, 'files': {FILES[0]: 5}}, 'names no training state'),
+    (_only(FILES[2]), 'names no network'), (_only(*FILES[:2]), 'names no training state'),
+    (_only(FILES[0], FILES[2]), 'net_d_3.pth is not one of its files'),
+    (lambda root: _listing(root, iteration=2), 'is that of iteration 2'),
+    (lambda root: json.loads((root / 'training_states/2.json').read_text()), 'is that of iteration 2'),
+    (_with('models/net_g_2.pth.txt'), 'which belongs to no save'), (_with('../canary'), 'which belongs to no save'),
+    (_with('models/../models/net_g_3.pth.x'), 'which belongs to no save'),
+], ids=lambda value: value if isinstance(value, str) else '')
+def test_a_manifest_that_is_no_list_of_a_save_is_not_taken_for_one(root, manifest, said):
+    (root / 'training_states/3.json').write_text(json.dumps(manifest(root)))
+    found, passed_over = _newest(root)
+    assert found == 2 and said in passed_over[0]
+    assert prune(root, 3, 2) == [] and iterations(root) == [2, 3]
+
+
+def test_a_state_of_another_iteration_is_recognised_also_without_manifest(root):
+    (root / 'training_states/3.json').unlink()
+    (root / 'training_states/3.state').write_bytes((root / 'training_states/1.state').read_bytes())
+    found, passed_over = _newest(root)
+    assert found == 2 and '3.state is that of iteration 1' in passed_over[0]
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(root):
+    for index, file in enumerate(sorted(root.glob('*/*'), reverse=True)):  # the newest save looks oldest
+        os.utime(file, (1_000 + index, 1_000 + index))
+    assert _newest(root) == (3, [])
+    assert prune(root, 3, 2) == [] and iterations(root) == [2, 3]
