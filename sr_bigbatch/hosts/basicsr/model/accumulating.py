@@ -59,6 +59,7 @@ class Accumulating(HostModel):
         idle: optimizers whose network was left as it is in the last iteration.
         refusals: how often in a row the gradient of a network was refused, by ``g`` and ``d``.
         restores: how often the last good weights were restored.
+        told: about saves that could not be removed.
     """
 
     loss_prefix: str
@@ -72,7 +73,7 @@ class Accumulating(HostModel):
                                '(torchrun --nproc_per_node=K ... --launcher pytorch)'])
         self.current_iter, self.restores = 0, 0
         self.report: StepReport | None = None
-        self.events, self.files = EventLog(), list[str]()
+        self.events, self.files, self.told = EventLog(), list[str](), list[str]()
         self.growths: list[str] = []
         self.saved_plan: Options | None = None
         self.idle: list[int] = []

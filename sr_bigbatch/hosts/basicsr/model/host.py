@@ -30,6 +30,7 @@ class OurState(TypedDict):
     idle: list[int]
     batch: int | None
     seed: NotRequired[int | None]
+    best: NotRequired[dict[str, dict[str, Options]]]
 
 
 class TrainingState(TypedDict):
@@ -65,7 +66,7 @@ class HostModel:
     gt: Tensor
     output: Tensor | None
     log_dict: dict[str, float]
-    best_metric_results: dict[str, dict[str, dict[str, Any]]]
+    best_metric_results: dict[str, dict[str, Options]]
 
     def __init__(self, opt: Options) -> None:
         """Build networks and, for a training, losses and optimizers."""

@@ -11,7 +11,9 @@ from basicsr.utils import get_root_logger
 from torch import nn
 
 from sr_bigbatch.files import checkpoint_set
+from sr_bigbatch.files.formats import refuse_not_finite
 from sr_bigbatch.files.storage import BadFile, load_tensors, save_atomically
+from sr_bigbatch.hosts.basicsr.model.best_metrics import best_iterations, best_metrics, load_best_metrics
 from sr_bigbatch.hosts.basicsr.model.host import HostModel, OurState, TrainingState
 from sr_bigbatch.hosts.basicsr.settings import Options
 from sr_bigbatch.step.distributed import rank
@@ -49,7 +51,7 @@ def our_state(model: Accumulating) -> OurState:
     """What our models know beyond BasicSR's."""
     return {'step': model.step.state_dict(), 'events': model.events.state_dict(), 'growths': list(model.growths),
             'idle': list(model.idle), 'batch': None if model.batch_schedule is None else model.batch_schedule.size,
-            'seed': model.opt.get('manual_seed')}
+            'seed': model.opt.get('manual_seed'), 'best': best_metrics(model)}
 
 
 def load_our_state(model: Accumulating, state: TrainingState) -> None:
@@ -66,6 +68,7 @@ def load_our_state(model: Accumulating, state: TrainingState) -> None:
         model.batch_schedule.size = min(int(batch), model.batch_schedule.largest)
     model.events.load_state_dict(ours['events'])
     model.idle = list(ours.get('idle', ()))
+    load_best_metrics(model, ours.get('best'))
 
 
 def _step_of_0_1_0(ours: Options, iteration: int) -> Options:
@@ -97,7 +100,7 @@ def save_networks(model: HostModel, label: str, iteration: int, nets: dict[str, 
 
 
 @contextmanager
-def one_set(model: HostModel, iteration: int) -> Iterator[None]:
+def one_set(model: Accumulating, iteration: int) -> Iterator[None]:
     """Seal what is saved within as the set of an iteration, then remove sets that need not be kept.
 
     If that fails, nothing of it stays, and every set that was there is as it was. The ``latest`` networks (-1) are no set,
@@ -116,19 +119,19 @@ def one_set(model: HostModel, iteration: int) -> Iterator[None]:
     finally:
         checkpoint_set.discard(root, iteration)
     if settings.get('keep_last'):
-        best = {entry['iter'] for metrics in getattr(model, 'best_metric_results', {}).values()
-                for entry in metrics.values()}
         failures = checkpoint_set.prune(root, iteration, int(settings['keep_last']),
-                                        best if settings.get('keep_best') else ())
-        if failures:
-            get_root_logger().warning(' '.join(failures))
+                                        best_iterations(model) if settings.get('keep_best') else ())
+        for failure in failures:
+            if failure not in model.told:  # it is tried again at each save
+                get_root_logger().warning(failure)
+        model.told = failures
 
 
 def weights_of(path: str, param_key: str | None) -> dict[str, torch.Tensor]:
     """The weights of one network in a file of BasicSR's or of safetensors, as BasicSR chooses them.
 
     Raises:
-        BadFile: if the file is torn, hostile, or holds no such weights.
+        BadFile: if the file is torn, hostile, not finite, or holds no such weights.
     """
     content = load_tensors(Path(path))
     if param_key is not None and param_key not in content and 'params' in content:
@@ -138,6 +141,10 @@ def weights_of(path: str, param_key: str | None) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise BadFile(f'{path} holds no weights under the key {param_key!r} (path.param_key_g, path.param_key_d): it has '
                       f'{", ".join(map(str, list(content)[:5]))}')
+    try:
+        refuse_not_finite(weights, path)
+    except ValueError as error:
+        raise BadFile(str(error)) from None
     return {name.removeprefix('module.'): value for name, value in weights.items()}
 
 

@@ -34,6 +34,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sr_bigbatch.files.checkpoint_set import finish, newest_valid, set_aside
 from sr_bigbatch.files.run_lock import FolderInUse, only_run_in
 from sr_bigbatch.files.storage import load_tensors
+from sr_bigbatch.hosts.basicsr.model.best_metrics import take_logged
 from sr_bigbatch.hosts.basicsr.model.host import TrainingState
 from sr_bigbatch.hosts.basicsr.model.saved_state import OURS, GaveUp
 from sr_bigbatch.hosts.basicsr.options.files import say_which_vgg
@@ -43,7 +44,7 @@ from sr_bigbatch.hosts.basicsr.training.pictures import draw_run
 from sr_bigbatch.hosts.basicsr.training.run import Run
 from sr_bigbatch.hosts.signals import StopRequest
 from sr_bigbatch.report.progress import draw_progress
-from sr_bigbatch.report.run_log import LOG_FILE, trim_log
+from sr_bigbatch.report.run_log import LOG_FILE, read_log, trim_log
 from sr_bigbatch.step.distributed import rank, world_size, worst
 
 
@@ -103,6 +104,7 @@ def _train(opt: Options, option_file: str) -> int:
             _set_later_saves_aside(settings.folder, iteration, model.device)
         if rank() == 0:
             trim_log(settings.folder / LOG_FILE, iteration)
+            take_logged(model, read_log(settings.folder / LOG_FILE), iteration)
         logger.info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
     run = Run(opt, settings, model, val_loaders, tb_logger, iteration)
     if iteration == 0 and settings.validate_first:
