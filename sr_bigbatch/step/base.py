@@ -103,7 +103,7 @@ class Step:
             raise ValueError(f'each process needs at least one sample, they have {sizes}')
         plan, self.findings = self._check(self.plan, lq.shape[1:], gt.shape[1:], sizes)
         if plan != self.plan:
-            self.plan = plan
+            self.trial.memory.plan.correct(plan)
         wrong = [finding for finding in self.findings if not finding.exact]
         if wrong and self.plan.exact:
             raise NotExact(wrong)

@@ -27,16 +27,28 @@ class ElasticPlan:
         self.quiet = quiet
         self._calm, self._grown = 0, False
 
+    def correct(self, plan: StepPlan) -> None:
+        """Put another plan in force, and want of it what is another; what memory has made smaller still grows back."""
+        others = {part: size for part, size in vars(plan.micro).items() if size != getattr(self.now.micro, part)}
+        self.now, self.wanted = plan, replace(self.wanted, micro=replace(self.wanted.micro, **others))
+
     def state_dict(self) -> dict[str, Any]:
-        """What is in force, and when the next step back is due: a resumed run grows again when it would have grown."""
-        return {**vars(self.now.micro), 'kept_graphs': self.now.kept_graphs, 'quiet': self.quiet, 'calm': self._calm,
+        """What is in force, what was wanted, and when the next step back is due: a resumed run grows again when it would
+        have grown.
+        """
+        return {**_sizes(self.now), 'wanted': _sizes(self.wanted), 'quiet': self.quiet, 'calm': self._calm,
                 'grown': self._grown}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what was in force, as far as it is smaller than what is wanted."""
-        sizes = {part: min(int(state[part]), size) for part, size in vars(self.wanted.micro).items()}
-        self.now = replace(self.wanted, micro=replace(self.wanted.micro, **sizes),
-                           kept_graphs=min(int(state['kept_graphs']), self.wanted.kept_graphs))
+        """Take over what memory had made smaller, as far as it is smaller than what is wanted now.
+
+        States of version 0.1.0 do not tell what was wanted: all that they hold counts as made smaller.
+        """
+        before, wanted = state.get('wanted'), _sizes(self.wanted)
+        sizes = {part: size if before is not None and int(state[part]) >= int(before[part]) else min(int(state[part]), size)
+                 for part, size in wanted.items()}
+        kept = sizes.pop('kept_graphs')
+        self.now = replace(self.wanted, micro=replace(self.wanted.micro, **sizes), kept_graphs=kept)
         self.quiet, self._calm = int(state.get('quiet', self.quiet)), int(state.get('calm', 0))
         self._grown = bool(state.get('grown', False))
 
@@ -83,3 +95,7 @@ class ElasticPlan:
         self._calm, self._grown = 0, True
         changes = ', '.join(f'{part} {in_words(size)}' for part, size in sizes.items())
         return f'{changes}, kept graphs {in_words(self.now.kept_graphs)}'
+
+
+def _sizes(plan: StepPlan) -> dict[str, int]:
+    return {**vars(plan.micro), 'kept_graphs': plan.kept_graphs}

@@ -1,4 +1,6 @@
 """A plan that gives way and comes back."""
+import pytest
+
 from sr_bigbatch.step.elastic_plan import ElasticPlan
 from sr_bigbatch.step.plan import WHOLE, MicroBatchSizes, StepPlan
 
@@ -37,3 +39,32 @@ def test_a_state_is_never_larger_than_what_is_wanted():
     other = _plan()
     other.load_state_dict(plan.state_dict())
     assert other.now == plan.now
+
+
+@pytest.mark.parametrize(('wanted', 'now'), [((16, 16, 16, 9), (16, 16, 4, 9)), ((2, 2, 2, 1), (2, 2, 2, 1)),
+                                            ((8, 4, 8, 0), (8, 4, 4, 0))])
+def test_another_plan_is_taken_but_for_what_memory_has_made_smaller(wanted, now):
+    plan = _plan()
+    plan.shrink('discriminator', 8)
+    other = ElasticPlan(StepPlan(MicroBatchSizes(*wanted[:3]), kept_graphs=wanted[3]))
+    other.load_state_dict(plan.state_dict())
+    assert (*vars(other.now.micro).values(), other.now.kept_graphs) == now
+
+
+def test_a_state_of_0_1_0_caps_the_plan():
+    plan = _plan()
+    plan.shrink('generator', 8)
+    state = {name: value for name, value in plan.state_dict().items() if name in ('generator', 'perceptual',
+                                                                                 'discriminator', 'kept_graphs')}
+    larger = ElasticPlan(StepPlan(MicroBatchSizes(16, 16, 16), kept_graphs=9))
+    larger.load_state_dict(state)
+    assert (larger.now.micro, larger.now.kept_graphs) == (MicroBatchSizes(4, 16, 8), 3)
+
+
+def test_a_correction_keeps_the_way_back():
+    plan = _plan()
+    plan.shrink('generator', 8)
+    plan.grow_back(8)
+    plan.correct(StepPlan(MicroBatchSizes(4, WHOLE, WHOLE), kept_graphs=3))
+    assert plan.wanted.micro == MicroBatchSizes(8, WHOLE, WHOLE)
+    assert plan.grow_back(8) is not None and plan.now == plan.wanted  # as many quiet steps as without the correction

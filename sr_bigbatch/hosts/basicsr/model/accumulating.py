@@ -14,7 +14,7 @@ from torch import nn
 
 from sr_bigbatch.hosts.basicsr.model import saved_state
 from sr_bigbatch.hosts.basicsr.model.event_log import EventLog
-from sr_bigbatch.hosts.basicsr.model.growth import replan
+from sr_bigbatch.hosts.basicsr.model.growth import recall_plan, replan
 from sr_bigbatch.hosts.basicsr.model.host import Batch, TrainingState
 from sr_bigbatch.hosts.basicsr.model.validation import generate
 from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan, plan_later_stages
@@ -253,6 +253,7 @@ class Accumulating(HostModel):
         """Make the micro-batches fit crops of this size; the effective batch stays."""
         if gt_size != self.settings.first_size:
             replan(self, gt_size, len(batch['gt']) * world_size())
+        recall_plan(self)
 
     def set_fade(self, share: float) -> None:
         """Nothing: without a discriminator nothing is faded in."""

@@ -35,12 +35,16 @@ def replan(model: Accumulating, gt_size: int, effective_batch: int) -> None:
     """Cut the batch as the stage of this crop size needs it."""
     plan = plan_for(model, gt_size)
     model.step.plan = plan
-    if model.saved_plan:  # the first stage of a resumed run
-        model.step.trial.memory.plan.load_state_dict(model.saved_plan)
-        model.saved_plan = None
     get_root_logger().info(f'Crops of {gt_size} px, effective batch {effective_batch}. Samples at a time: generator '
                            f'{in_words(plan.micro.generator)}, losses {in_words(plan.micro.perceptual)}, discriminator '
                            f'{in_words(plan.micro.discriminator)}. Generator graphs kept: {in_words(plan.kept_graphs)}.')
+
+
+def recall_plan(model: Accumulating) -> None:
+    """In the first stage that a resumed run enters: what memory had made smaller stays so, until it grows back."""
+    if model.saved_plan:
+        model.step.trial.memory.plan.load_state_dict(model.saved_plan)
+        model.saved_plan = None
 
 
 def enlarged(net: GrowableVGGDiscriminator, state: dict[str, Tensor]) -> GrowableVGGDiscriminator | None:

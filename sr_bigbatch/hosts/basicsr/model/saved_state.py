@@ -60,7 +60,7 @@ def load_our_state(model: Accumulating, state: TrainingState) -> None:
     if ours is None:
         return
     step = dict(ours['step']) if 'step' in ours else _step_of_0_1_0(ours, int(state['iter']))
-    if model.stage_plans:  # the plan belongs to a stage: it counts when the first one is entered
+    if model.settings.stages:  # the plan belongs to a stage: it counts when the first one is entered
         model.saved_plan, step['plan'] = step['plan'], None
     model.step.load_state_dict(step)
     batch = ours.get('batch')
