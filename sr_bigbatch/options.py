@@ -11,6 +11,10 @@ from typing import Any
 import yaml
 
 _PLAIN_NAME = re.compile(r'[\w.-]+')
+_LARGEST = 2**63
+_DEEPEST = 50
+_MOST_VALUES = 100_000
+_MOST_BYTES = 1 << 16
 
 
 class OptionError(ValueError):
@@ -26,34 +30,119 @@ class OptionError(ValueError):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Builds plain data only, refuses a key that stands twice, and reads ``1e-4`` as a number."""
+    """Builds plain data only, refuses what stands twice or means something unexpected, and reads ``1e-4`` as a number."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; what a tag promises and the text does not hold is an error with a line."""
+        try:
+            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            shown = repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else 'a list or a section'
+            raise _refused(f'{shown} cannot be read as {node.tag.rpartition(":")[2]}', node) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A plain dict."""
+        if not isinstance(node, yaml.MappingNode):
+            raise _refused('expected "key: value" lines', node)
         seen = set()
         for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f'the key {key_node.value!r} stands twice',
-                                                        key_node.start_mark)
-            seen.add(key_node.value)
+            if getattr(key_node, 'tag', None) == _YAML + 'merge':  # << takes over what an alias repeats
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _refused('a key is text, not a list or a section', key_node)
+            key = self.construct_object(key_node)
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                raise _refused(f'the key {key_node.value} is read as {key!r}: write it in quotation marks', key_node)
+            if key in seen:
+                raise _refused(f'the key {key_node.value!r} stands twice', key_node)
+            seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number of at most 64 bits, in decimal, hexadecimal or binary digits."""
+        digits = node.value.lstrip('+-').replace('_', '')
+        if ':' in digits:
+            raise _refused(f'{node.value} is a number to the base of 60 in YAML: write it in quotation marks, or as a '
+                           'number of today', node)
+        if digits.isdecimal() and digits.startswith('0') and len(digits) > 1:
+            raise _refused(f'{node.value} is an octal number in YAML: leave the zero in front out, or write it in '
+                           'quotation marks', node)
+        value = int(super().construct_yaml_int(node))  # type: ignore[no-untyped-call]
+        if not -_LARGEST <= value < _LARGEST:
+            raise _refused('a whole number of more than 64 bits', node)
+        return value
 
-_StrictLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'),  # type: ignore[no-untyped-call]
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """A number; not to the base of 60."""
+        if ':' in node.value:
+            raise _refused(f'{node.value} is a number to the base of 60 in YAML: write it in quotation marks', node)
+        value: float = super().construct_yaml_float(node)  # type: ignore[no-untyped-call]
+        return value
+
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        """Text that can be the name of a file, or stand in one."""
+        if any(letter == '\0' or '\ud800' <= letter <= '\udfff' for letter in node.value):
+            raise _refused('text with a character that no file can have (NUL, or half of a pair)', node)
+        return str(node.value)
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_YAML = 'tag:yaml.org,2002:'
+for _kind in ('int', 'float', 'str'):
+    _StrictLoader.add_constructor(_YAML + _kind, getattr(_StrictLoader, f'construct_yaml_{_kind}'))
+for _kind in ('timestamp', 'binary', 'set', 'omap', 'pairs'):  # what no option is; a date is text
+    _StrictLoader.add_constructor(_YAML + _kind, yaml.SafeLoader.construct_undefined)  # type: ignore[type-var]
+_StrictLoader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != _YAML + 'timestamp']
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_StrictLoader.add_implicit_resolver(_YAML + 'float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'),  # type: ignore[no-untyped-call]
                                     list('-+0123456789'))
 
 
 def _parse(text: str, source: str) -> Any:
-    loader = _StrictLoader(text)
     try:
-        return loader.get_single_data()
+        loader = _StrictLoader(text)
+        try:
+            node = loader.get_single_node()  # type: ignore[no-untyped-call]
+            if node is None:
+                return None
+            _refuse_bomb(node)
+            return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        finally:
+            loader.dispose()  # type: ignore[no-untyped-call]
+    except RecursionError:
+        raise OptionError([f'{source}: sections stand more than {_DEEPEST} deep in one another']) from None
     except yaml.YAMLError as error:
         mark = getattr(error, 'problem_mark', None)
         where = f'{source}, line {mark.line + 1}, column {mark.column + 1}' if mark else source
-        raise OptionError([f'{where}: {getattr(error, "problem", None) or error}']) from error
-    finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        problem = getattr(error, 'problem', None) or ' '.join(str(error).split())
+        raise OptionError([f'{where}: {problem}']) from error
+
+
+def _refuse_bomb(root: yaml.Node) -> None:
+    """Refuse what would be too deep or, with its aliases written out, too large; each node is looked at once."""
+    sizes: dict[int, int] = {}
+
+    def size_of(node: yaml.Node, depth: int) -> int:
+        if depth > _DEEPEST:
+            raise _refused(f'sections stand more than {_DEEPEST} deep in one another', node)
+        if id(node) in sizes:
+            if not sizes[id(node)]:
+                raise _refused('an alias (*name) stands inside what it repeats (&name)', node)
+            return sizes[id(node)]
+        sizes[id(node)] = 0  # under way
+        inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+        children = [part for pair in inner for part in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes[id(node)] = total = 1 + sum(size_of(child, depth + 1) for child in children)
+        if total > _MOST_VALUES:
+            raise _refused(f'with what aliases (*name) repeat these would be more than {_MOST_VALUES} values', node)
+        return total
+
+    size_of(root, 0)
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -63,16 +152,17 @@ def load(path: str | Path) -> dict[str, Any]:
         OptionError: if it is missing, no valid YAML, no mapping at its top level, or repeats a part inside itself.
     """
     try:
-        text = Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
+        with Path(path).open('rb') as file:
+            content = file.read(_MOST_BYTES + 1)
+        text = content.decode('utf-8-sig')
+    except (OSError, ValueError) as error:
         raise OptionError([f'the option file {path} cannot be read: {error}']) from error
+    if len(content) > _MOST_BYTES:
+        raise OptionError([f'{path} has more than {_MOST_BYTES} bytes, and an option file has a few thousand'])
     options = _parse(text, str(path))
     if not isinstance(options, dict):
         raise OptionError([f'{path} holds no options: expected "key: value" lines at its top level'])
-    try:
-        plain: dict[str, Any] = unshared(options)
-    except RecursionError:
-        raise OptionError([f'{path}: an alias (*name) stands inside what it repeats (&name)']) from None
+    plain: dict[str, Any] = unshared(options)
     return plain
 
 
