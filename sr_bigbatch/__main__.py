@@ -41,11 +41,14 @@ def _check(arguments: list[str]) -> None:
         return
     from sr_bigbatch.hosts.basicsr.build import OUR_MODELS
     from sr_bigbatch.hosts.basicsr.options.check import check
+    from sr_bigbatch.hosts.basicsr.options.notes import notes
     opt = load(known.opt)
     for entries in known.force_yml[-1:]:  # of an option that stands twice, BasicSR takes the last
         override(opt, entries)
     if opt.get('model_type') in OUR_MODELS:
         check(opt)
+        for note in notes(opt):
+            print(f'{known.opt}: {note}', file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import sys
 
 import sr_bigbatch  # noqa: F401  (registers the components)
 from sr_bigbatch.hosts.basicsr.options.check import check
+from sr_bigbatch.hosts.basicsr.options.notes import notes
 from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA, reference
 from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan, plan_later_stages
 from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
@@ -41,7 +42,7 @@ def main() -> int:
     except OptionError as error:
         print(f'{args.opt}: {len(error.findings)} to be changed:\n{error}', file=sys.stderr)
         return 2
-    print(f'{args.opt}: nothing to be changed.')
+    print('\n'.join(f'{args.opt}: {line}' for line in [*notes(opt), 'nothing to be changed.']))
     return 0
 
 

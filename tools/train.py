@@ -10,6 +10,7 @@ import sr_bigbatch  # noqa: F401  (registers the components, and mends what `imp
 from sr_bigbatch.files.run_lock import FolderInUse
 from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp
 from sr_bigbatch.hosts.basicsr.options.check import check, complete
+from sr_bigbatch.hosts.basicsr.options.notes import notes
 from sr_bigbatch.hosts.basicsr.training.loader import BadImage
 from sr_bigbatch.hosts.basicsr.training.train import start_processes, train
 from sr_bigbatch.options import OptionError, load, override
@@ -38,8 +39,11 @@ def main() -> int:
         opt = load(args.opt)
         override(opt, args.force_yml)
         check(opt)
+        told = notes(opt)
         complete(opt, ROOT, auto_resume=args.auto_resume, debug=args.debug)
         start_processes(opt, args.launcher)
+        for note in told if opt['rank'] == 0 else []:
+            print(f'{args.opt}: {note}', file=sys.stderr)
         status = train(opt, args.opt)
         leave_group()
         return status

@@ -216,7 +216,8 @@ def test_batch_norm_judges_the_whole_batch_or_is_refused(opt, built):
     model.optimize_parameters(1)
 
 
-def test_several_gpus_in_one_process_are_refused(opt, built):
+def test_several_gpus_in_one_process_are_refused(opt, built, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     opt['num_gpu'] = 2
     with pytest.raises(OptionError, match='one process per GPU'):
         built()

@@ -20,6 +20,8 @@ from sr_bigbatch.step.replay import batch_norms
 Options = dict[str, Any]
 """BasicSR's raw option tree, or a section of it, as its builders and mmengine's take it."""
 
+SEVERAL_GPUS = ('num_gpu is {} in one process: use num_gpu: 1, or one process per GPU (torchrun --nproc_per_node=K ... '
+                '--launcher pytorch)')
 _GROWS = 'ProgressiveResolutionHook'
 
 
@@ -198,8 +200,10 @@ def _kept_graphs(setting: Any) -> int | None:
 
 
 def gpus_of(opt: Options) -> int:
-    """GPUs of this process; ``auto`` is one where there is one."""
-    return min(1, torch.cuda.device_count()) if opt.get('num_gpu') == 'auto' else int(opt.get('num_gpu') or 0)
+    """GPUs of this process: those that are asked for, but none where there is none; ``auto`` is one at most."""
+    if not torch.cuda.is_available():
+        return 0
+    return 1 if opt.get('num_gpu') == 'auto' else int(opt.get('num_gpu') or 0)
 
 
 def stages_of(opt: Options) -> tuple[Stage, ...]:

@@ -19,7 +19,7 @@ from sr_bigbatch.hosts.basicsr.model.host import Batch, TrainingState
 from sr_bigbatch.hosts.basicsr.model.validation import generate
 from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan, plan_later_stages
 from sr_bigbatch.hosts.basicsr.plan.rehearsal import rehearse
-from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
+from sr_bigbatch.hosts.basicsr.settings import SEVERAL_GPUS, Options, TrainingSettings
 from sr_bigbatch.hosts.losses import HostLosses
 from sr_bigbatch.hosts.mmengine.optim_wrapper import OverflowSafeOptimWrapper
 from sr_bigbatch.hosts.registered import build_registered
@@ -69,8 +69,7 @@ class Accumulating(HostModel):
         opt = unshared(opt)  # BasicSR takes sections apart
         given = TrainingSettings.from_options(opt)
         if given.gpus > 1 and not opt.get('dist'):
-            raise OptionError([f'num_gpu is {given.gpus} in one process: use num_gpu: 1, or one process per GPU '
-                               '(torchrun --nproc_per_node=K ... --launcher pytorch)'])
+            raise OptionError([SEVERAL_GPUS.format(given.gpus)])
         self.current_iter, self.restores = 0, 0
         self.report: StepReport | None = None
         self.events, self.files, self.told = EventLog(), list[str](), list[str]()
@@ -85,7 +84,7 @@ class Accumulating(HostModel):
         if given.data is not None and given.is_automatic:
             self.automatic = choose_plan(given, given.data.gt_size, self.budget_bytes)
         self.settings = given if self.automatic is None else given.with_plan(self.automatic)
-        super().__init__({**opt, 'network_g': self.settings.network_g})
+        super().__init__({**opt, 'network_g': self.settings.network_g, 'num_gpu': given.gpus})
 
     def build_step(self, plan: StepPlan) -> Step:
         """Build the step around the networks, losses and optimizer wrappers."""

@@ -11,7 +11,7 @@ from sr_bigbatch.files.names import fault_of_name
 from sr_bigbatch.hosts.basicsr.build import build_findings, part_findings
 from sr_bigbatch.hosts.basicsr.options.files import file_findings, vgg_findings
 from sr_bigbatch.hosts.basicsr.options.schema import schema_findings
-from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
+from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings, gpus_of
 from sr_bigbatch.hosts.shared_memory import batch_bytes, lack_of_room
 from sr_bigbatch.options import OptionError, unknown_keys
 from sr_bigbatch.progressive.batch_schedule import BatchSchedule
@@ -134,7 +134,7 @@ def _numbers(opt: Options) -> Iterable[str]:
         yield f'train.ema_decay must be in [0, 1), got {decay!r}'
     wrapper = train.get('optim_wrapper')
     half = isinstance(wrapper, dict) and wrapper.get('dtype') == 'bfloat16'
-    if half and opt['num_gpu'] != 0 and not has_bfloat16(torch.device('cuda')):
+    if half and gpus_of(opt) and not has_bfloat16(torch.device('cuda')):
         yield f'train.optim_wrapper.dtype: {NO_BFLOAT16}'
     if wrong:
         return
@@ -170,8 +170,7 @@ def complete(opt: Options, root: Path, *, auto_resume: bool, debug: bool) -> Non
     opt['is_train'], opt['auto_resume'], opt['root_path'] = True, auto_resume, str(root)
     if debug and not opt['name'].startswith('debug'):
         opt['name'] = f'debug_{opt["name"]}'
-    if opt['num_gpu'] == 'auto':
-        opt['num_gpu'] = min(1, torch.cuda.device_count())
+    opt['num_gpu'] = gpus_of(opt)
     for phase, dataset in opt['datasets'].items():
         dataset['phase'], dataset['scale'] = phase.split('_')[0], opt['scale']
         for key in ('dataroot_gt', 'dataroot_lq'):

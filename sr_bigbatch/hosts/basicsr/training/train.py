@@ -38,11 +38,12 @@ from sr_bigbatch.hosts.basicsr.model.best_metrics import take_logged
 from sr_bigbatch.hosts.basicsr.model.host import TrainingState
 from sr_bigbatch.hosts.basicsr.model.saved_state import OURS, GaveUp
 from sr_bigbatch.hosts.basicsr.options.files import say_which_vgg
-from sr_bigbatch.hosts.basicsr.settings import LoopSettings, Options, stages_of
+from sr_bigbatch.hosts.basicsr.settings import SEVERAL_GPUS, LoopSettings, Options, stages_of
 from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, training_loader
 from sr_bigbatch.hosts.basicsr.training.pictures import draw_run
 from sr_bigbatch.hosts.basicsr.training.run import Run
 from sr_bigbatch.hosts.signals import StopRequest
+from sr_bigbatch.options import OptionError
 from sr_bigbatch.report.progress import draw_progress
 from sr_bigbatch.report.run_log import LOG_FILE, read_log, trim_log
 from sr_bigbatch.step.distributed import rank, world_size, worst
@@ -167,17 +168,32 @@ def _seed(opt: Options, state: TrainingState | None) -> None:
 
 
 def start_processes(opt: Options, launcher: str) -> None:
-    """Join the other processes of the run: nccl on GPUs, gloo on CPUs."""
+    """Join the other processes of the run: nccl on GPUs, gloo on CPUs.
+
+    Raises:
+        OptionError: if the processes and the GPUs are not as many as the options say.
+    """
     opt['dist'] = launcher != 'none'
+    if opt['num_gpu'] > 1 and not opt['dist']:
+        raise OptionError([SEVERAL_GPUS.format(opt['num_gpu'])])
     if opt['dist']:
         if launcher == 'slurm':
             from basicsr.utils.dist_util import init_dist
             init_dist(launcher, **{key: value for key, value in opt.get('dist_params', {}).items() if key == 'port'})
         else:
             if opt['num_gpu'] > 0:
-                torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+                torch.cuda.set_device(_own_gpu(int(os.environ['LOCAL_RANK'])))
             torch.distributed.init_process_group('nccl' if opt['num_gpu'] > 0 else 'gloo')
     opt['rank'], opt['world_size'] = rank(), world_size()
+
+
+def _own_gpu(place: int) -> int:
+    """The GPU of a process by its place among those of this machine."""
+    here = torch.cuda.device_count()
+    if place >= here:
+        raise OptionError([f'process {place} has no GPU of its own, there are {here}: start one process for each '
+                           f'(--nproc_per_node={here}), or train on the CPU (num_gpu: 0)'])
+    return place
 
 
 def _resume_state(opt: Options) -> tuple[TrainingState | None, list[str]]:

@@ -1,0 +1,27 @@
+"""What a user should know of a training that can start: told before it does."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from sr_bigbatch.hosts.basicsr.settings import Options
+
+
+def notes(opt: Options) -> list[str]:
+    """A sentence for each thing that is done in another way than the options may seem to say.
+
+    Args:
+        opt: checked options, before they are completed.
+    """
+    return list(_gpus(opt))
+
+
+def _gpus(opt: Options) -> Iterator[str]:
+    asked = 0 if opt['num_gpu'] == 'auto' else int(opt['num_gpu'])
+    if asked and not torch.cuda.is_available():
+        because = 'is one without CUDA' if torch.version.cuda is None else 'finds no GPU with CUDA'
+        yield f'num_gpu is {asked}, but the installed torch {because}: the training runs on the CPU, which is slow'
+    elif asked > 1:
+        yield (f'num_gpu is {asked}: start one process for each GPU (torchrun --nproc_per_node={asked} ... --launcher '
+               'pytorch); a single process is refused')
