@@ -13,26 +13,35 @@ from torch import Tensor
 _PREFIXES = {'mmagic': {'params': 'generator.', 'params_ema': 'generator_ema.'},
              'mmengine': {'params': 'net_g.', 'params_ema': 'net_g_ema.'}}
 FORMATS = ('basicsr', *_PREFIXES)
+_ALONE = 'only_averaged'  # in `meta`: the file that was converted had the averaged generator alone
 
 
 def format_of(checkpoint: dict[str, Any]) -> str:
-    """Which of :data:`FORMATS` a checkpoint has.
+    """Which of :data:`FORMATS` a checkpoint has; weights and nothing else count as BasicSR's ``params``.
 
     Raises:
         ValueError: for another.
     """
-    if any(key in checkpoint for key in ('params', 'params_ema')):
+    if any(is_weights(given) for given in (checkpoint, checkpoint.get('params'), checkpoint.get('params_ema'))):
         return 'basicsr'
     names = checkpoint.get('state_dict')
     for name, prefixes in _PREFIXES.items():
-        if isinstance(names, dict) and any(key.startswith(prefixes['params']) for key in names):
+        if isinstance(names, dict) and any(str(key).startswith(tuple(prefixes.values())) for key in names):
             return name
     raise ValueError('this is not a checkpoint with a generator: neither params nor params_ema (BasicSR), nor a state_dict '
-                     'with generator. (mmagic) or net_g. (AccumulatingESRGAN)')
+                     'with generator. (mmagic) or net_g. (AccumulatingESRGAN), averaged or not')
+
+
+def is_weights(content: Any) -> bool:
+    """Whether something is the weights of a network: names with tensors, and nothing else."""
+    return isinstance(content, dict) and bool(content) and all(isinstance(value, Tensor) for value in content.values())
 
 
 def converted(checkpoint: dict[str, Any], to: str) -> dict[str, Any]:
     """The generator of a checkpoint in another format, averaged and not, with the same tensors.
+
+    Of a file with the averaged generator alone, as those of Real-ESRGAN are, mmagic and mmengine get it as the generator,
+    too: one that stayed as it was drawn would be of no use. The way back leaves it out again.
 
     Args:
         checkpoint: as loaded.
@@ -48,8 +57,11 @@ def converted(checkpoint: dict[str, Any], to: str) -> dict[str, Any]:
         return networks
     if to not in _PREFIXES:
         raise ValueError(f'to must be one of {", ".join(FORMATS)}, got {to!r}')
-    return {'meta': {}, 'state_dict': {_PREFIXES[to][key] + name: tensor
-                                       for key, network in networks.items() for name, tensor in network.items()}}
+    alone = list(networks) == ['params_ema']
+    written = {'params': networks['params_ema'], **networks} if alone else networks
+    return {'meta': {_ALONE: True} if alone else {},
+            'state_dict': {_PREFIXES[to][key] + name: tensor
+                           for key, network in written.items() for name, tensor in network.items()}}
 
 
 def refuse_not_finite(network: object, name: str) -> None:
@@ -73,7 +85,18 @@ def refuse_not_finite(network: object, name: str) -> None:
 
 def _networks(checkpoint: dict[str, Any], kind: str) -> dict[str, dict[str, Tensor]]:
     if kind == 'basicsr':
-        return {key: checkpoint[key] for key in ('params', 'params_ema') if key in checkpoint}
-    found = {key: {name.removeprefix(prefix): tensor for name, tensor in checkpoint['state_dict'].items()
-                   if name.startswith(prefix)} for key, prefix in _PREFIXES[kind].items()}
+        given = {'params': checkpoint} if is_weights(checkpoint) else checkpoint
+        return {key: given[key] for key in ('params', 'params_ema') if is_weights(given.get(key))}
+    found = {key: _bare({name.removeprefix(prefix): tensor for name, tensor in checkpoint['state_dict'].items()
+                         if str(name).startswith(prefix)}) for key, prefix in _PREFIXES[kind].items()}
+    meta = checkpoint.get('meta')
+    if isinstance(meta, dict) and meta.get(_ALONE) and found['params_ema']:
+        del found['params']
     return {key: network for key, network in found.items() if network}
+
+
+def _bare(network: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network without mmengine's wrapper around an averaged one, which counts its steps."""
+    if 'steps' not in network:
+        return network
+    return {name.removeprefix('module.'): tensor for name, tensor in network.items() if name != 'steps'}

@@ -23,8 +23,6 @@ def weights_of(path: Path) -> dict[str, Tensor]:
         BadFile: if it holds none.
     """
     content = load_tensors(path)
-    if all(isinstance(value, Tensor) for value in content.values()):
-        content = {'params': content}
     try:
         networks = converted(content, 'basicsr')
     except ValueError as error:

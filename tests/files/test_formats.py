@@ -3,8 +3,10 @@ import pickle
 import pytest
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.model import ExponentialMovingAverage
 
 from sr_bigbatch.files.formats import FORMATS, converted, format_of
+from sr_bigbatch.nets.restore import restore
 from sr_bigbatch.nets.rrdb import CheckpointedRRDBNet
 from tests.conftest import load_tool
 
@@ -14,11 +16,16 @@ def _saved():
     return {key: net.state_dict() for key, net in zip(('params', 'params_ema'), nets, strict=True)}
 
 
-@pytest.mark.parametrize('kind', FORMATS)
-def test_there_and_back_nothing_is_lost(kind):
-    saved = _saved()
-    there = converted(saved, kind)
-    assert format_of(there) == kind
+@pytest.mark.parametrize('keys', [['params', 'params_ema'], ['params'], ['params_ema']], ids=str)
+@pytest.mark.parametrize('by', [[], *([kind] for kind in FORMATS), ['mmagic', 'mmengine'],
+                                ['mmengine', 'mmagic', 'mmengine']], ids=str)
+def test_there_and_back_nothing_is_lost(by, keys, tmp_path):
+    saved = {key: network for key, network in _saved().items() if key in keys}
+    there = saved
+    for kind in by:
+        torch.save(converted(there, kind), tmp_path / 'there.pth')
+        there = torch.load(tmp_path / 'there.pth', weights_only=True)
+        assert format_of(there) == kind
     back = converted(there, 'basicsr')
     assert list(back) == list(saved)
     for key, network in saved.items():
@@ -37,6 +44,47 @@ def test_the_tool_writes_a_file_that_the_other_side_loads(tmp_path, monkeypatch)
     assert _convert(monkeypatch, tmp_path / 'net_g.pth', tmp_path / 'mmagic.pth', '--to', 'mmagic') == 0
     names = torch.load(tmp_path / 'mmagic.pth', weights_only=True)['state_dict']
     assert torch.equal(names['generator.conv_first.weight'], saved['params']['conv_first.weight'])
+
+
+@pytest.mark.parametrize('kind', ['mmagic', 'mmengine'])
+@pytest.mark.parametrize('keys', [['params_ema'], ['params'], ['params', 'params_ema']], ids=str)
+def test_the_tool_reads_what_it_has_written(tmp_path, monkeypatch, kind, keys):
+    saved = {key: network for key, network in _saved().items() if key in keys}
+    torch.save(saved, tmp_path / 'net_g.pth')
+    for source, target, to in (('net_g', 'there', kind), ('there', 'back', 'basicsr'), ('there', 'weights', 'safetensors')):
+        ending = 'safetensors' if to == 'safetensors' else 'pth'
+        assert _convert(monkeypatch, tmp_path / f'{source}.pth', tmp_path / f'{target}.{ending}', '--to', to) == 0
+    back = torch.load(tmp_path / 'back.pth', weights_only=True)
+    assert list(back) == keys and all(torch.equal(value, saved[key][name])
+                                      for key in keys for name, value in back[key].items())
+    assert restore(tmp_path / 'there.pth').scale == restore(tmp_path / 'weights.safetensors').scale == 4
+
+
+def test_the_averaged_generator_alone_is_what_the_other_program_starts_from():
+    saved = {'params_ema': _saved()['params_ema']}
+    state = converted(saved, 'mmagic')['state_dict']
+    for name, value in saved['params_ema'].items():
+        assert state[f'generator.{name}'] is state[f'generator_ema.{name}'] is value
+
+
+def test_the_wrapper_that_mmengine_puts_around_an_average_is_left_out():
+    net = CheckpointedRRDBNet(3, 3, 4, 8, 1, 4)
+    wrapped = ExponentialMovingAverage(net).state_dict()
+    found = converted({'state_dict': {f'generator_ema.{name}': value for name, value in wrapped.items()}}, 'basicsr')
+    assert list(found) == ['params_ema'] and list(found['params_ema']) == list(net.state_dict())
+
+
+@pytest.mark.parametrize('content', [{'params': 5}, {'params': {}}, {'params_ema': {'a': 'b'}}, {'state_dict': {1: 2}}, {}])
+@pytest.mark.parametrize('kind', FORMATS)
+def test_a_file_with_no_weights_under_the_right_names_is_refused(content, kind):
+    with pytest.raises(ValueError, match='not a checkpoint with a generator'):
+        converted(content, kind)
+
+
+def test_weights_without_a_key_are_converted_too():
+    weights = _saved()['params']
+    assert converted(weights, 'basicsr') == {'params': weights}
+    assert set(converted(weights, 'mmagic')['state_dict']) == {f'generator.{name}' for name in weights}
 
 
 def test_safetensors_there_and_back(tmp_path, monkeypatch):
