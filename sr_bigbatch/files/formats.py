@@ -37,6 +37,24 @@ def is_weights(content: Any) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(value, Tensor) for value in content.values())
 
 
+def networks_in(checkpoint: dict[str, Any]) -> dict[str | None, dict[str, Tensor]]:
+    """The networks of a checkpoint by their keys; None is the key of weights and nothing else.
+
+    The generators of mmagic and mmengine are there as ``params`` and ``params_ema``.
+    """
+    if is_weights(checkpoint):
+        return {None: checkpoint}
+    found: dict[str | None, dict[str, Tensor]] = {key: value for key, value in checkpoint.items() if is_weights(value)}
+    try:
+        kind = format_of(checkpoint)
+    except ValueError:
+        return found
+    if kind in _PREFIXES:
+        del found['state_dict']
+        found.update(_networks(checkpoint, kind))
+    return found
+
+
 def converted(checkpoint: dict[str, Any], to: str) -> dict[str, Any]:
     """The generator of a checkpoint in another format, averaged and not, with the same tensors.
 

@@ -20,6 +20,7 @@ from sr_bigbatch.hosts.basicsr.model.validation import generate
 from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan, plan_later_stages
 from sr_bigbatch.hosts.basicsr.plan.rehearsal import rehearse
 from sr_bigbatch.hosts.basicsr.settings import SEVERAL_GPUS, Options, TrainingSettings
+from sr_bigbatch.hosts.basicsr.weights import weights_of
 from sr_bigbatch.hosts.losses import HostLosses
 from sr_bigbatch.hosts.mmengine.optim_wrapper import OverflowSafeOptimWrapper
 from sr_bigbatch.hosts.registered import build_registered
@@ -280,7 +281,7 @@ class Accumulating(HostModel):
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
         """Load weights as BasicSR does, from files that hold nothing but tensors."""
-        weights = saved_state.weights_of(load_path, param_key)
+        weights = weights_of(load_path, [param_key, self.opt['path'].get('param_key_g', param_key)])
         self._print_different_keys_loading(net, weights, strict)
         net.load_state_dict(weights, strict=strict)
 

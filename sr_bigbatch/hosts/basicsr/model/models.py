@@ -10,7 +10,8 @@ from torch import nn
 from sr_bigbatch.hosts.basicsr.model.accumulating import Accumulating
 from sr_bigbatch.hosts.basicsr.model.growth import enlarged, grow_to_match
 from sr_bigbatch.hosts.basicsr.model.host import Batch, TrainingState
-from sr_bigbatch.hosts.basicsr.model.saved_state import OURS, weights_of
+from sr_bigbatch.hosts.basicsr.model.saved_state import OURS
+from sr_bigbatch.hosts.basicsr.weights import weights_of
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.nets.vgg_growth import grow_to, regroup
 from sr_bigbatch.step.adversarial_step import AdversarialStep
@@ -70,7 +71,7 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
         """Load weights as BasicSR does; a growable discriminator grows to the size of the saved one, or that to its own."""
         if isinstance(net, GrowableVGGDiscriminator):
-            state = weights_of(load_path, param_key)
+            state = weights_of(load_path, [param_key])
             larger = enlarged(net, state)
             if larger is not None:
                 net.load_state_dict(larger.state_dict())

@@ -4,15 +4,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from basicsr.utils import get_root_logger
 from torch import nn
 
 from sr_bigbatch.files import checkpoint_set
-from sr_bigbatch.files.formats import refuse_not_finite
-from sr_bigbatch.files.storage import BadFile, load_tensors, save_atomically
+from sr_bigbatch.files.storage import load_tensors, save_atomically
 from sr_bigbatch.hosts.basicsr.model.best_metrics import best_iterations, best_metrics, load_best_metrics
 from sr_bigbatch.hosts.basicsr.model.host import HostModel, OurState, TrainingState
 from sr_bigbatch.hosts.basicsr.settings import Options
@@ -125,27 +124,6 @@ def one_set(model: Accumulating, iteration: int) -> Iterator[None]:
             if failure not in model.told:  # it is tried again at each save
                 get_root_logger().warning(failure)
         model.told = failures
-
-
-def weights_of(path: str, param_key: str | None) -> dict[str, torch.Tensor]:
-    """The weights of one network in a file of BasicSR's or of safetensors, as BasicSR chooses them.
-
-    Raises:
-        BadFile: if the file is torn, hostile, not finite, or holds no such weights.
-    """
-    content = load_tensors(Path(path))
-    if param_key is not None and param_key not in content and 'params' in content:
-        get_root_logger().info(f'{path} has no {param_key}; params are taken.')
-        param_key = 'params'
-    weights: Any = content if param_key is None else content.get(param_key)
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise BadFile(f'{path} holds no weights under the key {param_key!r} (path.param_key_g, path.param_key_d): it has '
-                      f'{", ".join(map(str, list(content)[:5]))}')
-    try:
-        refuse_not_finite(weights, path)
-    except ValueError as error:
-        raise BadFile(str(error)) from None
-    return {name.removeprefix('module.'): value for name, value in weights.items()}
 
 
 def save_training_state(model: Accumulating, epoch: int, iteration: int) -> None:

@@ -14,9 +14,8 @@ from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH
 from basicsr.utils import get_root_logger
 from PIL import Image
 
-from sr_bigbatch.files.formats import refuse_not_finite
-from sr_bigbatch.files.storage import load_tensors
 from sr_bigbatch.hosts.basicsr.options.lmdb_check import lmdb_findings
+from sr_bigbatch.hosts.basicsr.options.pretrained import pretrained_findings
 from sr_bigbatch.hosts.basicsr.settings import Options, stages_of
 from sr_bigbatch.options import did_you_mean
 
@@ -25,7 +24,7 @@ _VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
 def file_findings(opt: Options) -> list[str]:
     """A finding for each file or folder of the options that is missing, and for a training set that fills no batch."""
-    findings = [*vgg_findings(opt), *_pretrained(opt)]
+    findings = [*vgg_findings(opt), *pretrained_findings(opt)]
     for phase, dataset in opt['datasets'].items():
         findings += _dataset(dataset, f'datasets.{phase}')
     if not findings:
@@ -76,22 +75,6 @@ def say_which_vgg(opt: Options) -> None:
         if not found.startswith(expected):
             get_root_logger().warning(f'{path} does not hold the ImageNet weights of VGG19 (its hash begins with '
                                       f'{found[:8]}, not {expected}): perceptual loss and distance mean something else.')
-
-
-def _pretrained(opt: Options) -> Iterable[str]:
-    for key in ('pretrain_network_g', 'pretrain_network_d', 'resume_state'):
-        value = opt['path'].get(key)
-        if value is None:
-            continue
-        if not Path(value).expanduser().is_file():
-            yield f'path.{key}: there is no file {value}; set it to ~ to start without'
-            continue
-        try:
-            content = load_tensors(Path(value).expanduser())
-            for name, network in content.items() if key != 'resume_state' else ():
-                refuse_not_finite(network, name)
-        except ValueError as error:  # BadFile, or weights that are not finite
-            yield f'path.{key}: {error}'
 
 
 def _dataset(dataset: Options, where: str) -> Iterable[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from sr_bigbatch.hosts.basicsr.options.pretrained import pretrained_notes
 from sr_bigbatch.hosts.basicsr.settings import Options
 
 
@@ -14,7 +15,7 @@ def notes(opt: Options) -> list[str]:
     Args:
         opt: checked options, before they are completed.
     """
-    return list(_gpus(opt))
+    return [*_gpus(opt), *pretrained_notes(opt)]
 
 
 def _gpus(opt: Options) -> Iterator[str]:
