@@ -29,7 +29,7 @@ val_evaluator = dict(type='PSNRMetric', crop_border=4)
 
 model = dict(
     type='AccumulatingESRGAN',
-    net_g=dict(type='CheckpointedRRDBNet', num_in_ch=3, num_out_ch=3, num_feat=32, num_block=2, num_grow_ch=16),
+    net_g=dict(type='CheckpointedRRDBNet', num_in_ch=3, num_out_ch=3, num_feat=32, num_block=2, num_grow_ch=32),
     net_d=dict(type='GrowableVGGDiscriminator', num_feat=16, input_size=32, norm='group'),
     pixel_loss=dict(type='L1Loss', loss_weight=1.0),
     gan_loss=dict(type='GANLoss', gan_type='vanilla', loss_weight=1e-3),
