@@ -14,8 +14,8 @@ from sr_bigbatch.step.memory_of_calls import Memory
 from sr_bigbatch.step.sample_noise import Draws, Generators, SampleNoise
 from sr_bigbatch.step.value_gates import GateWatch
 
-# Of the largest value: sums in another order differ by less than 1e-13. A hundred times stricter than what we promise, because
-# coupling that is weak at these weights may be stronger at others.
+# Of the largest value: sums in another order differ by less than 1e-13. A hundred times stricter than what we promise,
+# because coupling that is weak at these weights may be stronger at others.
 _OWN, _OF_ALL = 1e-12, 1e-13
 # The same in float32, of the lengths of the tensors.
 _OWN_FLOAT32, _OF_ALL_FLOAT32 = 3e-5, 1e-5

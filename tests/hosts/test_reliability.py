@@ -557,12 +557,12 @@ def _lmdb(short, data, tmp_path):
     return tmp_path / 'train_gt.lmdb'
 
 
-def test_a_metric_that_fails_does_not_end_the_training(opt, tmp_path, monkeypatch):
-    calls = []
+def test_a_metric_that_fails_does_not_end_the_training(opt, data, tmp_path, monkeypatch):
+    calls, images = [], len(list((data / 'val_gt').glob('*.png')))
 
     def fussy(img, img2):
         calls.append(img.shape)
-        if len(calls) == 1:
+        if len(calls) <= images:
             raise np.linalg.LinAlgError('SVD did not converge')  # as NIQE does
         return 1.0
 
@@ -576,6 +576,52 @@ def test_a_metric_that_fails_does_not_end_the_training(opt, tmp_path, monkeypatc
     assert judged == [{'iter': 2, 'val': 'held_out', 'fussy': 1.0}]
     told = next(folder.glob('train_*.log')).read_text()
     assert 'could not be judged (LinAlgError: SVD did not converge); the training goes on' in told
+
+
+@pytest.mark.parametrize('answer', [np.linalg.LinAlgError('SVD did not converge'), TypeError('no img2'), KeyError('img2'),
+                                    ZeroDivisionError('by zero'), float('nan'), 1 + 1j], ids=repr)
+def test_a_metric_that_fails_on_one_image_loses_neither_others_nor_other_images(opt, data, tmp_path, monkeypatch, answer):
+    seen, folder = [], tmp_path / 'experiments' / 'quickstart'
+
+    def fussy(img, img2, **_):
+        seen.append(img.shape)
+        if len(seen) % 3 == 1:  # the first of three images
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        return 4.0 if len(seen) % 3 else 2.0
+
+    for kind in ('gt', 'lq'):
+        (tmp_path / f'val_{kind}').mkdir()
+        for name in 'abc':
+            shutil.copy(data / f'val_{kind}' / 'chelsea_s001.png', tmp_path / f'val_{kind}' / f'{name}.png')
+        opt['datasets']['val'][f'dataroot_{kind}'] = str(tmp_path / f'val_{kind}')
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'fussy', fussy)
+    monkeypatch.setattr(logger, 'initialized_logger', {})
+    opt['val']['metrics'] = {'fussy': {'type': 'fussy', 'better': 'lower'}, **opt['val']['metrics'],
+                             'ssim': {'type': 'calculate_ssim', 'crop_border': 4}}
+    opt['train']['total_iter'], opt['val']['val_freq'], opt['val']['val_at_start'] = 1, 1, False
+    opt['logger'].update(keep_last=1, keep_best=True)
+    assert run_train(opt, tmp_path, monkeypatch) == 0
+    judged = [record for record in read_log(folder / LOG_FILE) if 'val' in record]
+    assert judged[0]['fussy'] == 3.0 and judged[0]['psnr'] > 0 and 0 < judged[0]['ssim'] < 1
+    told = next(folder.glob('train_*.log')).read_text()
+    assert 'held_out: by fussy, 1 of 3 images could not be judged' in told and 'Left out: a' in told
+    assert 'psnr' in told and 'Best: inf' not in told
+
+
+@pytest.mark.parametrize('val', [None, {}])
+def test_a_training_without_validation_is_what_basicsr_takes_for_one(opt, tmp_path, monkeypatch, val):
+    opt['val'], opt['train']['total_iter'] = val, 1
+    assert run_train(opt, tmp_path, monkeypatch, '--debug') == 0
+    records = read_log(tmp_path / 'experiments' / 'debug_quickstart' / LOG_FILE)
+    assert records and not any('val' in record for record in records)
+
+
+def test_how_often_is_asked_before_the_start(opt, tmp_path, monkeypatch, capsys):
+    opt['val'].pop('val_freq')
+    assert run_train(opt, tmp_path, monkeypatch) == 2
+    assert 'val.val_freq must be a positive whole number, got None' in capsys.readouterr().err
 
 
 def test_a_broken_lmdb_is_named_before_the_start(short, data, tmp_path, monkeypatch, capsys):

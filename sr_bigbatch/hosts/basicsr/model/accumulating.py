@@ -4,7 +4,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter, OrderedDict
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from basicsr.utils import get_root_logger
@@ -16,7 +16,7 @@ from sr_bigbatch.hosts.basicsr.model import saved_state
 from sr_bigbatch.hosts.basicsr.model.event_log import EventLog
 from sr_bigbatch.hosts.basicsr.model.growth import recall_plan, replan
 from sr_bigbatch.hosts.basicsr.model.host import Batch, TrainingState
-from sr_bigbatch.hosts.basicsr.model.validation import generate
+from sr_bigbatch.hosts.basicsr.model.validation import generate, validate
 from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan, plan_later_stages
 from sr_bigbatch.hosts.basicsr.plan.rehearsal import rehearse
 from sr_bigbatch.hosts.basicsr.settings import SEVERAL_GPUS, Options, TrainingSettings
@@ -217,6 +217,10 @@ class Accumulating(HostModel):
     def test(self) -> None:
         """Generate the validation image. One that does not fit is tried with all memory released, then on the CPU."""
         generate(self, super().test)
+
+    def nondist_validation(self, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        """Generate and judge the images of a validation set; a metric that fails on one image loses that image alone."""
+        validate(self, dataloader, current_iter, tb_logger, save_img)
 
     def get_current_log(self) -> OrderedDict[str, float]:
         """Losses of the last iteration, over the whole batch of all processes; loss scales; counters of events.

@@ -66,6 +66,7 @@ class HostModel:
     gt: Tensor
     output: Tensor | None
     log_dict: dict[str, float]
+    metric_results: dict[str, float]
     best_metric_results: dict[str, dict[str, Options]]
 
     def __init__(self, opt: Options) -> None:
@@ -94,6 +95,10 @@ class HostModel:
 
     def resume_training(self, resume_state: TrainingState) -> None:
         """Restore optimizers and schedulers."""
+        raise NotImplementedError
+
+    def get_current_visuals(self) -> dict[str, Tensor]:
+        """Images of the last batch that was fed: ``lq``, ``result`` and, where there is one, ``gt``, on the CPU."""
         raise NotImplementedError
 
     def _print_different_keys_loading(self, crt_net: nn.Module, load_net: dict[str, Tensor], strict: bool) -> None:

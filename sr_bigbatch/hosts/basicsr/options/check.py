@@ -51,7 +51,7 @@ def check(opt: Options, *, data: bool = True, weights: bool = True) -> None:
         OptionError: with all findings at once.
     """
     findings = [f'{name} must be a section of "key: value" lines' for name in ('datasets', *_SECTIONS)
-                if name in opt and not isinstance(opt[name], dict)]
+                if name in opt and not isinstance(opt[name], dict) and not (name == 'val' and opt[name] is None)]
     if findings:
         raise OptionError(findings)
     findings = [*_known_names(opt), *_missing(opt), *_name(opt)]
@@ -82,7 +82,7 @@ def _as_far_as_possible(look: Callable[[Options], Iterable[str]], opt: Options, 
 def _known_names(opt: Options) -> Iterable[str]:
     elsewhere = {key: section or 'top level' for section, keys in _SECTIONS.items() for key in keys}
     for section, known in _SECTIONS.items():
-        yield from unknown_keys(opt if section == '' else opt.get(section, {}), known, section, elsewhere)
+        yield from unknown_keys(opt if section == '' else opt.get(section) or {}, known, section, elsewhere)
     for phase, dataset in opt.get('datasets', {}).items():
         if phase != 'train' and phase.split('_')[0] != 'val':
             yield f'datasets.{phase}: a data set is named train, val or val_...'
@@ -125,6 +125,8 @@ def _numbers(opt: Options) -> Iterable[str]:
                 'datasets.train.batch_size_per_gpu': data['batch_size_per_gpu'], 'datasets.train.gt_size': data['gt_size'],
                 'logger.print_freq': opt['logger']['print_freq'],
                 'logger.save_checkpoint_freq': opt['logger']['save_checkpoint_freq']}
+    if opt.get('val'):
+        integers['val.val_freq'] = opt['val'].get('val_freq')
     wrong = [name for name, value in integers.items() if not _is_whole(value, at_least=1)]
     yield from (f'{name} must be a positive whole number, got {integers[name]!r}' for name in wrong)
     if not (opt['num_gpu'] == 'auto' or _is_whole(opt['num_gpu'], at_least=0)):
@@ -184,7 +186,8 @@ def complete(opt: Options, root: Path, *, auto_resume: bool, debug: bool) -> Non
     path.update(experiments_root=str(experiment), models=str(experiment / 'models'), log=str(experiment),
                 training_states=str(experiment / 'training_states'), visualization=str(experiment / 'visualization'))
     if opt['name'].startswith('debug'):
-        opt.get('val', {})['val_freq'] = 8
+        if opt.get('val'):
+            opt['val']['val_freq'] = 8
         opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
     for section, key in (('logger', 'print_freq'), ('logger', 'save_checkpoint_freq'), ('train', 'total_iter')):
         opt[section][key] = int(opt[section][key])

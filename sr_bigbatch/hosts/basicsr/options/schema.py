@@ -14,8 +14,8 @@ _COUNT = {'type': 'integer', 'minimum': 1}
 _SHARE = {'type': 'integer', 'minimum': 0}
 
 
-def _section(**properties: Any) -> _Schema:
-    return {'type': 'object', 'properties': properties}
+def _section(kind: str | list[str] = 'object', /, **properties: Any) -> _Schema:
+    return {'type': kind, 'properties': properties}
 
 
 def _key(must_be: str, meaning: str, **schema: Any) -> _Schema:
@@ -66,7 +66,8 @@ SCHEMA: _Schema = {
         logger=_section(
             keep_last=_key('a positive number of saves', 'older saves are removed', type=['integer', 'null'], minimum=1),
             keep_best=_key('true or false', 'saves with the best metrics stay, too', type='boolean')),
-        val=_section(val_at_start=_key('true or false', 'validate before the first iteration', type='boolean')),
+        val=_section(['object', 'null'], val_at_start=_key('true or false', 'validate before the first iteration',
+                                                           type='boolean')),
         custom_hooks=_key('a list of {type: ...}', 'mmengine hooks', type=['array', 'null'], items=_HOOK))}
 
 

@@ -116,7 +116,8 @@ class Run:
             try:
                 self.model.validation(loader, iteration, self.tb_logger, self.settings.save_images)
                 metrics = getattr(self.model, 'metric_results', {})
-                self._write({'iter': iteration, 'val': name, **{key: float(value) for key, value in metrics.items()}})
+                if metrics:
+                    self._write({'iter': iteration, 'val': name, **{key: float(value) for key, value in metrics.items()}})
             except (ValueError, ArithmeticError) as error:  # such as NIQE's, of the flat image of an untrained network
                 get_root_logger().warning(f'Iteration {iteration}: the images of {name} could not be judged '
                                           f'({type(error).__name__}: {error}); the training goes on.')
