@@ -17,7 +17,7 @@ from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.memory.plan_table import table
 from sr_bigbatch.memory.predict import choose, sustained_flops
 from sr_bigbatch.options import OptionError, load, override
-from sr_bigbatch.report.run_log import LOG_FILE, noise_verdicts
+from sr_bigbatch.report.run_log import LOG_FILE, noise_verdict
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def main() -> int:
         print(table(plans, args.vram, speed))
     print(f'\nImages/s at {speed / 1e12:.3g} TFLOP/s{"" if args.tflops else f", measured here ({device.type})"}.')
     if args.experiment:
-        print('\n'.join(noise_verdicts(args.experiment / LOG_FILE)))
+        print(noise_verdict(args.experiment / LOG_FILE))
     return 0 if all(chosen.values()) else 1
 
 

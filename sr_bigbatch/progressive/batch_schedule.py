@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from sr_bigbatch.step.words import count
+
 
 class BatchSchedule:
     """Says the effective batch of an iteration.
@@ -45,7 +47,7 @@ class BatchSchedule:
             size = stage['batch_size']
             if not isinstance(size, int) or not 1 <= size <= self.largest or size % processes:
                 raise ValueError(f'stage {number} has batch_size {size!r}: it must be a number up to the batch of the data '
-                                 f'loader, {self.largest}, that {processes} process(es) can share')
+                                 f'loader, {self.largest}, that {count(processes, "process", "processes")} can share')
         for before, after in itertools.pairwise(self._stages):
             if after['batch_size'] < before['batch_size'] or after.get('until', before['until'] + 1) <= before['until']:
                 raise ValueError('batches must grow from stage to stage, and each stage must end after the one before')

@@ -9,6 +9,7 @@ from sr_bigbatch.files.storage import write_atomically
 from sr_bigbatch.step.noise_scale import batch_size_advice
 
 LOG_FILE = 'train_log.jsonl'
+_NOISE_SCALES = {'generator': 'noise_scale_g', 'discriminator': 'noise_scale_d'}
 
 
 def read_log(log_file: Path) -> list[dict[str, Any]]:
@@ -31,12 +32,13 @@ def trim_log(log_file: Path, iteration: int) -> None:
         write_atomically(lambda file: file.write(''.join(kept).encode()), log_file)
 
 
-def noise_verdicts(log_file: Path) -> list[str]:
-    """Whether the batch of a logged run was too small, enough or wasteful: a sentence for each network."""
+def noise_verdict(log_file: Path) -> str:
+    """Whether the batch of a logged run was too small, enough or wasteful: one conclusion from both networks."""
     if not log_file.is_file():
-        return [f'there is no {log_file}']
-    records, found = read_log(log_file), []
-    for key, network in (('noise_scale_g', 'generator'), ('noise_scale_d', 'discriminator')):
-        told = [record for record in records if key in record]
-        found += [batch_size_advice(network, told[-1][key], int(told[-1]['batch']))] if told else []
-    return found or ['The log tells no gradient noise: it is known after 50 updates of a batch that is cut into parts.']
+        return f'There is no {log_file}.'
+    found = {network: record for record in read_log(log_file) for network, key in _NOISE_SCALES.items() if key in record}
+    if not found:
+        return 'The log tells no gradient noise: it is known after 50 updates of a batch that is cut into parts.'
+    last = max(found.values(), key=lambda record: int(record['iter']))
+    return batch_size_advice({network: record[_NOISE_SCALES[network]] for network, record in found.items()},
+                             int(last['batch']))

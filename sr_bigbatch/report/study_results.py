@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sr_bigbatch.report.run_log import LOG_FILE, read_log
+from sr_bigbatch.step.words import count
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Fit:
                  f'a larger batch {"raises" if self.slope > 0 else "lowers"} it, which is '
                  f'{"worse" if lower == (self.slope > 0) else "better"}')
         return (f'{metric}: {self.slope:+.3g} per doubling of the batch, two standard errors {low:+.3g} .. {high:+.3g}, '
-                f'from {self.count} trainings: {claim}.')
+                f'from {count(self.count, "training")}: {claim}.')
 
 
 def fit(trials: Sequence[Trial], metric: str) -> Fit:

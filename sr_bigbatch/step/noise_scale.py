@@ -5,8 +5,12 @@ Of one much larger it is mostly signal, and twice the batch costs twice the work
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from sr_bigbatch.step.words import count
 
 _MEMORY = 0.99  # of the running means, per update
 _SETTLED = 50  # updates before it is told
@@ -52,19 +56,29 @@ class NoiseScale:
         self._weight, self._updates = float(state['weight']), int(state['updates'])
 
 
-def batch_size_advice(network: str, value: float, batch: int) -> str:
-    """A sentence on a batch, given the noise scale of a network's gradient.
+def batch_size_advice(scales: Mapping[str, float], batch: int) -> str:
+    """One conclusion on a batch, from the noise scales of the gradients of all networks that learn from it.
 
     Args:
-        network: for the sentence.
-        value: the noise scale, in samples.
+        scales: the noise scale of each network, in samples, by its name for the sentence; at least one.
         batch: the effective batch, in samples.
     """
-    ratio, needed = batch / value, 1 + value / batch  # updates needed, over those with an endless batch
-    if ratio < _TOO_SMALL:
-        advice = f'too small: twice of it would need {(1 + value / (2 * batch)) / needed:.2f} times the updates'
-    elif ratio > _WASTEFUL:
-        advice = f'wasteful: half of it would need only {(1 + 2 * value / batch) / needed:.2f} times the updates'
+    small = [name for name, value in scales.items() if batch < _TOO_SMALL * value]
+    large = [name for name, value in scales.items() if batch > _WASTEFUL * value]
+    known = ' and '.join(f'{count(value, "image")} for the {name}' for name, value in scales.items())
+    told = f'The effective batch of {batch}'
+    if len(small) == len(scales):
+        conclusion = f'{told} is too small: twice of it would need {_updates(scales, batch, 2):.2f} times the updates'
+    elif len(large) == len(scales):
+        conclusion = f'{told} is wasteful: half of it would need only {_updates(scales, batch, 0.5):.2f} times the updates'
+    elif small:
+        conclusion = (f'{told} is a compromise: the {" and ".join(small)} would gain from a larger one, the '
+                      f'{" and ".join(name for name in scales if name not in small)} would not')
     else:
-        advice = 'enough, and not wasteful'
-    return f'The gradient noise scale of the {network} is {value:.0f} images: the effective batch of {batch} is {advice}.'
+        conclusion = f'{told} is enough, and not wasteful'
+    return f'{conclusion}. The noise scale of the gradient is {known}.'
+
+
+def _updates(scales: Mapping[str, float], batch: int, factor: float) -> float:
+    """Updates with ``factor`` times the batch over those with the batch, for the network to which that brings least."""
+    return max((1 + value / (factor * batch)) / (1 + value / batch) for value in scales.values())

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sr_bigbatch.step.update import SafeUpdate
+from sr_bigbatch.step.words import count
 
 _NAMES = {'g': 'generator', 'd': 'discriminator'}
 
@@ -40,5 +41,5 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, part: str) -
     own = {id(parameter) for parameter in net.parameters()}
     strangers = sum(id(parameter) not in own for group in optimizer.param_groups for parameter in group['params'])
     if strangers:
-        yield (f'its optimizer also has {strangers} parameter(s) that do not belong to the {part}; they would get no '
+        yield (f'its optimizer also has {count(strangers, "parameter")} outside the {part}, which would get no '
                'gradient from a step')

@@ -96,6 +96,6 @@ def test_the_second_axis_is_updates(opt, tmp_path, monkeypatch):
 
 def test_a_batch_that_the_photographs_do_not_fill_is_refused_before_the_start(opt, tmp_path, monkeypatch, capsys):
     assert _study(opt, tmp_path, monkeypatch, '--batches', '4000', '--axis', 'iterations') == 2
-    assert 'fill no batch of 4000' in capsys.readouterr().err and not (tmp_path / 'study').exists()
+    assert 'cannot fill a batch of 4000' in capsys.readouterr().err and not (tmp_path / 'study').exists()
     with pytest.raises(OptionError):
         options_of({**opt, 'model_type': 'EDVRModel'}, 8, 0, 'images', 'same', tmp_path)

@@ -120,7 +120,7 @@ def test_command_line_of_basicsr_is_understood(opt, tmp_path, monkeypatch):
     ('datasets:train:gt_size=50', 'not a multiple of scale 4'),
     ('network_d:input_size=64', 'make them equal'),
     ('network_g:scale=3', 'network_g: scale must be one of 1, 2 and 4'),
-    ('datasets:train:batch_size_per_gpu=4000', 'fill no batch of 4000'),
+    ('datasets:train:batch_size_per_gpu=4000', 'cannot fill a batch of 4000'),
     ('datasets:train:dataroot_lq=/nowhere', 'there is no folder /nowhere'),
     ('datasets:train:io_backend:type=lmdb', 'is not an LMDB of BasicSR'),
     ('path:pretrain_network_g=/nowhere.pth', 'there is no file /nowhere.pth'),
@@ -219,4 +219,4 @@ def test_basicsrs_own_script_runs_the_same_option_file_unedited(opt, tmp_path):
 def test_two_processes_train_together(opt, tmp_path):
     opt['train']['total_iter'] = 2
     file = _write(opt, tmp_path / 'run.yml')
-    assert 'Effective batch 8 in 2 process(es)' in run_two_processes('train', '-opt', file)
+    assert 'Effective batch 8 in 2 processes' in run_two_processes('train', '-opt', file)

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
 from torch import nn
 
+from sr_bigbatch.report.run_log import LOG_FILE, noise_verdict
 from sr_bigbatch.step.noise_scale import NoiseScale, batch_size_advice
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
 from sr_bigbatch.step.supervised_step import SupervisedStep
@@ -56,8 +59,33 @@ def test_it_survives_a_resume():
     assert noise.value == pytest.approx(((5 - 2) / (1 / 2 - 1 / 8)) / ((8 * 2 - 2 * 5) / 6))
 
 
-@pytest.mark.parametrize(('value', 'word'), [
-    (1000, 'too small: twice of it would need 0.56 times'), (100, 'enough, and not wasteful'),
-    (10, 'wasteful: half of it would need only')])
-def test_the_verdict_is_a_sentence(value, word):
-    assert word in batch_size_advice('generator', value, 128)
+@pytest.mark.parametrize(('scales', 'said'), [
+    ({'generator': 1000}, 'is too small: twice of it would need 0.56 times the updates. The noise scale of the gradient is '
+     '1000 images for the generator.'),
+    ({'generator': 100}, 'is enough, and not wasteful.'),
+    ({'generator': 0.02}, 'is wasteful: half of it would need only 1.00 times the updates. The noise scale of the gradient '
+     'is less than 1 image for the generator.'),
+    ({'generator': 0.7, 'discriminator': 1000}, 'is a compromise: the discriminator would gain from a larger one, the '
+     'generator would not. The noise scale of the gradient is 1 image for the generator and 1000 images for the '
+     'discriminator.'),
+    ({'generator': 1000, 'discriminator': 1}, 'is a compromise: the generator would gain'),
+    ({'generator': 1000, 'discriminator': 100}, 'is a compromise: the generator would gain'),
+    ({'generator': 1, 'discriminator': 100}, 'is enough, and not wasteful.'),
+    ({'generator': 1000, 'discriminator': 300}, 'is too small: twice of it would need 0.65 times'),
+    ({'generator': 1, 'discriminator': 30}, 'is wasteful: half of it would need only 1.19 times')])
+def test_both_networks_together_give_one_conclusion(scales, said):
+    sentence = batch_size_advice(scales, 128)
+    assert sentence.startswith('The effective batch of 128 ') and said in sentence
+    assert sum(word in sentence for word in ('too small', 'enough', 'wasteful: half', 'compromise')) == 1
+    assert ' 0 images' not in sentence and ' 1 images' not in sentence
+
+
+def test_the_log_of_a_run_gives_the_same_conclusion(tmp_path):
+    log = tmp_path / LOG_FILE
+    assert noise_verdict(log) == f'There is no {log}.'
+    records = [{'iter': 50, 'batch': 64, 'noise_scale_g': 9.0}, {'iter': 60, 'batch': 128, 'noise_scale_d': 1000.0},
+               {'iter': 70, 'batch': 128, 'noise_scale_g': 0.3}, {'iter': 80, 'batch': 128}, {'iter': 80, 'val': 'set'}]
+    log.write_text('\n'.join(map(json.dumps, records)))
+    assert noise_verdict(log) == batch_size_advice({'generator': 0.3, 'discriminator': 1000.0}, 128)
+    log.write_text(json.dumps(records[3]))
+    assert 'tells no gradient noise' in noise_verdict(log)

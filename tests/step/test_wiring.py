@@ -23,7 +23,7 @@ ODD = {
     'gradient hook': lambda nets, optimizers: nets['g'][0].weight.register_hook(lambda gradient: gradient),
     'parameters of its own': _share,
     'DataParallel': lambda nets, optimizers: nets.update(g=nn.DataParallel(nets['g'])),
-    'do not belong to the discriminator': lambda nets, optimizers:
+    'outside the discriminator, which would get no gradient': lambda nets, optimizers:
         optimizers['d'].add_param_group({'params': [nn.Parameter(torch.rand(1))]}),
     'LBFGS': lambda nets, optimizers: optimizers.update(g=torch.optim.LBFGS(nets['g'].parameters())),
 }

@@ -39,6 +39,7 @@ from sr_bigbatch.step.overflow_guard import PoisonedWeights
 from sr_bigbatch.step.plan import StepPlan, in_words
 from sr_bigbatch.step.report import Event, StepReport
 from sr_bigbatch.step.update import Verdict
+from sr_bigbatch.step.words import count
 
 if TYPE_CHECKING:
     from sr_bigbatch.hosts.basicsr.model.host import HostModel
@@ -125,7 +126,7 @@ class Accumulating(HostModel):
 
     def _say_plan(self) -> None:
         plan, settings = self.first_plan, self.settings
-        processes = f'in {world_size()} process(es)'
+        processes = f'in {count(world_size(), "process", "processes")}'
         effective = '' if settings.data is None else f'Effective batch {self.effective_batch} {processes}, '
         memory = '' if settings.activation_memory is None else f' Activation memory: {settings.activation_memory}.'
         get_root_logger().info(
@@ -271,10 +272,12 @@ class Accumulating(HostModel):
             super().save(epoch, current_iter)
         if current_iter == -1:
             get_root_logger().info(self.events.summary())
-            for name, wrapper in zip(('generator', 'discriminator'), self.optim_wrappers, strict=False):
-                noise = wrapper.safe_update.noise.value
-                if noise is not None:
-                    get_root_logger().info(batch_size_advice(name, noise, self.effective_batch))
+            noise = {name: wrapper.safe_update.noise.value
+                     for name, wrapper in zip(('generator', 'discriminator'), self.optim_wrappers, strict=False)}
+            known = {name: value for name, value in noise.items() if value is not None}
+            batch = self.effective_batch if self.batch_schedule is None else self.batch_schedule.size
+            if known:
+                get_root_logger().info(batch_size_advice(known, batch))
 
     def save_network(self, net: nn.Module | list[nn.Module], net_label: str, current_iter: int,
                      param_key: str | list[str] = 'params') -> None:

@@ -18,6 +18,7 @@ from sr_bigbatch.hosts.basicsr.options.lmdb_check import lmdb_findings
 from sr_bigbatch.hosts.basicsr.options.pretrained import pretrained_findings
 from sr_bigbatch.hosts.basicsr.settings import Options, stages_of
 from sr_bigbatch.options import did_you_mean
+from sr_bigbatch.step.words import count
 
 _VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
@@ -104,9 +105,10 @@ def _batch(opt: Options) -> Iterable[str]:
     processes = int(os.environ.get('WORLD_SIZE', 1))
     shown = int(images * data.get('dataset_enlarge_ratio', 1)) // processes
     if shown < batch:
-        yield (f'datasets.train has {images} images, which fill no batch of {batch} in {processes} process(es), and an '
-               'unfilled batch is dropped: add photographs, lower batch_size_per_gpu, or show each image more than once '
-               f'an epoch (dataset_enlarge_ratio: {-(-batch * processes // max(images, 1))})')
+        yield (f'datasets.train has {count(images, "image")}, which cannot fill a batch of {batch} in '
+               f'{count(processes, "process", "processes")}, and an unfilled batch is dropped: add photographs, lower '
+               'batch_size_per_gpu, or show each image more than once an epoch '
+               f'(dataset_enlarge_ratio: {-(-batch * processes // max(images, 1))})')
 
 
 def _too_small(opt: Options) -> Iterable[str]:

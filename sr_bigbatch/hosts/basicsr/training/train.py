@@ -47,6 +47,7 @@ from sr_bigbatch.options import OptionError
 from sr_bigbatch.report.progress import draw_progress
 from sr_bigbatch.report.run_log import LOG_FILE, read_log, trim_log
 from sr_bigbatch.step.distributed import rank, world_size, worst
+from sr_bigbatch.step.words import count
 
 
 def train(opt: Options, option_file: str) -> int:
@@ -256,8 +257,8 @@ def _loaders(opt: Options, loop: LoopSettings) -> tuple[Any, BatchOrder, list[An
     order = BatchOrder(len(dataset), int(train['batch_size_per_gpu']), loop.seed, train.get('dataset_enlarge_ratio', 1),
                        loop.crop_sizes)
     loader = training_loader(dataset, train, order, pin_memory=opt['num_gpu'] > 0)
-    get_root_logger().info(f'{len(dataset)} training images, {order.per_epoch} iterations an epoch, '
-                           f'{math.ceil(loop.total_iter / order.per_epoch)} epochs.')
+    get_root_logger().info(f'{count(len(dataset), "training image")}, {count(order.per_epoch, "iteration")} an epoch, '
+                           f'{count(math.ceil(loop.total_iter / order.per_epoch), "epoch")}.')
     for phase, settings in opt['datasets'].items():
         if phase != 'train':
             val_loaders.append(build_dataloader(build_dataset(settings), settings, num_gpu=opt['num_gpu'], dist=opt['dist']))
