@@ -1,8 +1,10 @@
 """Reading option files: strict YAML, overrides from the command line, and errors that name the nearest known key."""
 from __future__ import annotations
 
+import argparse
 import ast
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -217,6 +219,32 @@ def refuse_code(entries: Iterable[str]) -> None:
                 raise OptionError([f'--force_yml {entry!r}: this script would run what stands in brackets as Python; they '
                                    'may hold numbers, quoted text, None, True and False']) from None
         _parse(value, f'--force_yml {entry!r}')
+
+
+def positive_number(text: str) -> float:
+    """A number above 0 of a command line, as the ``type`` of an argument of argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else, such as ``0``, ``-1``, ``nan``, ``inf`` and text.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise argparse.ArgumentTypeError(f'must be a number above 0, got {text!r}')
+    return value
+
+
+def positive_count(text: str) -> int:
+    """A whole number above 0 of a command line, as the ``type`` of an argument of argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f'must be a whole number above 0, got {text!r}')
+    return int(text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (registers the components)
 from sr_bigbatch.hosts.basicsr.options.check import check
-from sr_bigbatch.options import OptionError, load, override
+from sr_bigbatch.options import OptionError, load, override, positive_count
 from sr_bigbatch.report.study_report import write_report
 from sr_bigbatch.tasks.recipe import LR_RULES
 from sr_bigbatch.tasks.study import AXES, options_of, run_all
@@ -22,11 +22,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, epilog='A study that was stopped goes '
         'on. Exit status: 0 reported, 1 a training failed, 2 something in the options has to be changed first.')
     parser.add_argument('-opt', required=True, metavar='FILE', help='the training; each gets its images, or iterations')
-    parser.add_argument('--batches', type=int, nargs='+', default=[16, 32, 64, 128], help='effective batches')
+    parser.add_argument('--batches', type=positive_count, nargs='+', default=[16, 32, 64, 128], help='effective batches')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='a training for each, at each batch')
     parser.add_argument('--axis', choices=AXES, default='images', help='what each training has the same number of')
     parser.add_argument('--lr', choices=LR_RULES, default='same', help='how learning rates grow with the batch')
-    parser.add_argument('--jobs', type=int, default=1,
+    parser.add_argument('--jobs', type=positive_count, default=1,
                         help='trainings at a time, each on a GPU of its own if there are enough')
     parser.add_argument('--out', type=Path, default=Path('experiments/batch_size_study'), help='folder of the study')
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='SECTION:KEY=VALUE', help='change options')

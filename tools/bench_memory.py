@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
 from sr_bigbatch.memory.device import saved_bytes
+from sr_bigbatch.options import positive_count
 from sr_bigbatch.step.precision import autocast
 from sr_bigbatch.tasks.bench import draw_bytes, generators
 
@@ -22,10 +23,10 @@ DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 def main() -> int:
     """Parse the command line, measure, print a table, draw a picture; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--gt-size', type=int, default=256, help='width of the ground-truth crops, pixels')
-    parser.add_argument('--blocks', type=int, default=23, help='RRDBs')
-    parser.add_argument('--samples', type=int, default=2, help='samples of a timed pass')
-    parser.add_argument('--rounds', type=int, default=5, help='timed passes of each candidate; they take turns')
+    parser.add_argument('--gt-size', type=positive_count, default=256, help='width of the ground-truth crops, pixels')
+    parser.add_argument('--blocks', type=positive_count, default=23, help='RRDBs')
+    parser.add_argument('--samples', type=positive_count, default=2, help='samples of a timed pass')
+    parser.add_argument('--rounds', type=positive_count, default=5, help='timed passes of each candidate; they take turns')
     parser.add_argument('--picture', type=Path, help='draw the bytes into this PNG')
     parser.add_argument('--only', default='', metavar='POLICY', help='BasicSR and this memory policy')
     args = parser.parse_args()

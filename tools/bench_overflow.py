@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.options import load
+from sr_bigbatch.options import load, positive_count
 from sr_bigbatch.tasks.bench_overflow import draw_storm, share_of_checks, through_a_storm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,9 +22,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('-opt', default=str(ROOT / 'options' / 'quickstart.yml'), metavar='FILE',
                         help='option file; its photographs are needed')
-    parser.add_argument('--iterations', type=int, default=400, help='of each run')
+    parser.add_argument('--iterations', type=positive_count, default=400, help='of each run')
     parser.add_argument('--storm', type=int, nargs=2, default=(120, 300), metavar=('FROM', 'TO'), help='iterations')
-    parser.add_argument('--steps', type=int, default=20, help='profiled steps of the full size')
+    parser.add_argument('--steps', type=positive_count, default=20, help='profiled steps of the full size')
     parser.add_argument('--picture', type=Path, help='draw curves and scales into this PNG')
     args = parser.parse_args()
     opt = load(args.opt)

@@ -10,7 +10,7 @@ import torch
 
 import sr_bigbatch  # noqa: F401  (registers the components)
 from sr_bigbatch.hosts.basicsr.outside_training import random_vgg
-from sr_bigbatch.options import load
+from sr_bigbatch.options import load, positive_count
 from sr_bigbatch.tasks.bench import BASELINE, contenders, images_per_second, rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,11 +21,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                                      epilog="VGG19 gets random weights: its time is real, its losses mean nothing.")
     parser.add_argument('-opt', default=str(ROOT / 'options' / 'esrgan_128_bs128.yml'), metavar='FILE', help='option file')
-    parser.add_argument('--gt-size', type=int, default=128, help='width of the ground-truth crops, pixels')
-    parser.add_argument('--batch', type=int, default=8, help='effective batch')
-    parser.add_argument('--micro', type=int, default=4, help='micro-batch')
-    parser.add_argument('--blocks', type=int, default=23, help='RRDBs of the generator')
-    parser.add_argument('--rounds', type=int, default=4, help='timed steps of each candidate')
+    parser.add_argument('--gt-size', type=positive_count, default=128, help='width of the ground-truth crops, pixels')
+    parser.add_argument('--batch', type=positive_count, default=8, help='effective batch')
+    parser.add_argument('--micro', type=positive_count, default=4, help='micro-batch')
+    parser.add_argument('--blocks', type=positive_count, default=23, help='RRDBs of the generator')
+    parser.add_argument('--rounds', type=positive_count, default=4, help='timed steps of each candidate')
     parser.add_argument('--only', default='', metavar='TEXT', help='BasicSR and the candidates whose name holds this')
     args = parser.parse_args()
     opt = load(args.opt)

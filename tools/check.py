@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 
 import sr_bigbatch  # noqa: F401  (registers the components)
@@ -12,7 +13,7 @@ from sr_bigbatch.hosts.basicsr.options.notes import notes
 from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA, reference
 from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan, plan_later_stages
 from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
-from sr_bigbatch.options import OptionError, load, override
+from sr_bigbatch.options import OptionError, load, override, positive_number
 
 
 def main() -> int:
@@ -21,7 +22,7 @@ def main() -> int:
                                      'be changed first.')
     parser.add_argument('-opt', metavar='FILE', help='option file')
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='SECTION:KEY=VALUE', help='change options')
-    parser.add_argument('--vram', type=float, metavar='GB', help='also predict whether it fits a GPU of this size')
+    parser.add_argument('--vram', type=positive_number, metavar='GB', help='also predict whether it fits a GPU of this size')
     parser.add_argument('--schema', action='store_true', help="print the JSON schema of this package's keys, for editors")
     parser.add_argument('--reference', action='store_true', help='print these keys as a Markdown page')
     args = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> int:
             settings = TrainingSettings.from_options(opt)
             plan_later_stages(settings, args.vram * 2**30)
             plan = choose_plan(settings, int(opt['datasets']['train']['gt_size']), args.vram * 2**30)
-            print(f'Predicted peak {plan.total_bytes / 2**30:.2f} GB of {args.vram:g} GB: {" ".join(plan.options)}')
+            print(f'Predicted peak {plan.total_bytes / 2**30:.2f} GB of {args.vram:g} GB: {shlex.join(plan.options)}')
     except OptionError as error:
         print(f'{args.opt}: {len(error.findings)} to be changed:\n{error}', file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sr_bigbatch.files.outputs import OutputRefused, refuse_outputs
 from sr_bigbatch.hosts.basicsr.options.check import check
-from sr_bigbatch.options import OptionError, load
+from sr_bigbatch.options import OptionError, load, positive_count
 from sr_bigbatch.tasks.recipe import LR_RULES, translate
 
 
@@ -18,7 +18,7 @@ def main() -> int:
                                      epilog='Exit status: 0 written, 2 the file cannot be translated.')
     parser.add_argument('source', type=Path, help='option file of ESRGANModel or SRModel')
     parser.add_argument('target', type=Path, help='the option file to write')
-    parser.add_argument('--batch', type=int, default=128, help='effective batch, in images')
+    parser.add_argument('--batch', type=positive_count, default=128, help='effective batch, in images')
     parser.add_argument('--lr', choices=LR_RULES, default='same', help='how learning rates grow with the batch')
     parser.add_argument('--overwrite', action='store_true', help='write over a file that is there; never over the source')
     args = parser.parse_args()

@@ -16,6 +16,8 @@ from sr_bigbatch.step.precision import autocast
 
 CONTEXT_BYTES = 600 * 10**6  # CUDA context and library handles
 FRAGMENTATION = 1.04  # what the allocator holds over what lives
+AS_IT_IS = 'as it is'
+"""The ``memory`` of a plan where the generator has no option ``activation_memory``."""
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -56,7 +58,7 @@ class Plan:
     """A way to make the step, and what it takes.
 
     Attributes:
-        memory: the generator's ``activation_memory``.
+        memory: the generator's ``activation_memory``, or :data:`AS_IT_IS`.
         micro: micro-batch of all parts.
         kept: whether all of the generator's graphs are kept.
         peak: live bytes by phase.
@@ -74,8 +76,8 @@ class Plan:
     @property
     def options(self) -> list[str]:
         """The plan as ``--force_yml`` entries."""
-        return [f'network_g:activation_memory={self.memory}', f'train:micro_batch_size={self.micro}',
-                f'train:kept_graphs={"all" if self.kept else 0}']
+        memory = [] if self.memory == AS_IT_IS else [f'network_g:activation_memory={self.memory}']
+        return [*memory, f'train:micro_batch_size={self.micro}', f'train:kept_graphs={"all" if self.kept else 0}']
 
     @property
     def total_bytes(self) -> float:

@@ -1,15 +1,19 @@
 """The planner's predictions against real runs, and ``tools/plan.py``."""
 import contextlib
 import json
+import shlex
 
 import pytest
 import torch
+import yaml
 
+from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.hosts.basicsr.plan import prediction
 from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.memory.live_bytes import LiveBytes
 from sr_bigbatch.memory.predict import CONTEXT_BYTES, choose, fit
-from sr_bigbatch.options import load
+from sr_bigbatch.nets.rrdb import POLICIES
+from sr_bigbatch.options import load, override
 from tests.conftest import ROOT, load_tool
 
 
@@ -62,7 +66,6 @@ def test_the_full_recipe_fits_small_cards_with_little_more_work():
 
 
 def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeypatch, capsys):
-    import yaml
     path = tmp_path / 'small.yml'
     opt = _small()
     opt['datasets']['train'].update(gt_size=64, type='ProgressivePairedImageDataset')
@@ -80,12 +83,57 @@ def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeyp
 
     status, said = plan('--vram', '1.5')
     assert status == 0
-    for part in ('64 px, effective batch 128', '128 px', '<- chosen', '--force_yml network_g:activation_memory=', 'images/s',
-                 'measured here (cpu)'):
+    for part in ('64 px, effective batch 128', '128 px', '<- chosen', '--force_yml network_g:activation_memory='):
         assert part in said.out
+    assert _pasted(said.out, path)['network_g']['activation_memory'] in POLICIES
+    assert 'images/s         not known' in said.out and 'TFLOP' not in said.out  # this machine's CPU says nothing of a GPU
+    assert 'a minute or two' in said.err
     status, said = plan('--vram', '1.5', '--json')
     chosen = json.loads(said.out.splitlines()[-1])
     assert status == 0 and set(chosen) == {'64', '128'} and chosen['64']['micro'] >= 1
     assert max(chosen['128']['peak'].values()) + CONTEXT_BYTES < 1.5 * 2**30
     assert plan('--vram', '0.1')[0] == 1
     assert plan('--force_yml', 'train:mirco_batch_size=1')[0] == 2
+
+
+def _pasted(said, path):
+    """The options of a file with the suggestion that was printed, as a training would read them."""
+    line = next(line for line in said.splitlines() if 'train:micro_batch_size=' in line)
+    options = load(path)
+    override(options, [entry for entry in shlex.split(line) if '=' in entry])
+    check(options, data=False)
+    return options
+
+
+_SMALL = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8}
+
+
+@pytest.mark.parametrize(('tool', 'network'), [
+    ('plan', {'type': 'RRDBNet', 'num_block': 1, 'num_grow_ch': 4}),
+    ('plan', {'type': 'SRVGGNetCompact', 'num_conv': 1, 'upscale': 4}),
+    ('check', {'type': 'RRDBNet', 'num_block': 1, 'num_grow_ch': 4}),
+    ('check', {'type': 'CheckpointedRRDBNet', 'num_block': 1, 'num_grow_ch': 4,
+               'activation_memory': {'features': 2, 'tail': 1}}),
+    ('check', {'type': 'EDSR', 'num_block': 1, 'upscale': 4}),
+    ('check', {'type': 'MSRResNet', 'num_block': 1, 'upscale': 4}),
+    ('check', {'type': 'SRVGGNetCompact', 'num_conv': 1, 'upscale': 4})])
+def test_what_is_suggested_can_be_pasted_for_every_network(tool, network, opt, tmp_path, monkeypatch, capsys):
+    opt['network_g'] = {**_SMALL, **network}
+    path = tmp_path / 'run.yml'
+    path.write_text(yaml.safe_dump(opt))
+    monkeypatch.setattr('os.cpu_count', lambda: 1)
+    monkeypatch.setattr('sys.argv', [f'{tool}.py', '-opt', str(path), '--vram', '2',
+                                     *(['--val-size', '64'] if tool == 'plan' else [])])
+    assert load_tool(tool).main() == 0
+    assert ('activation_memory' in _pasted(capsys.readouterr().out, path)['network_g']) == ('Check' in network['type'])
+
+
+@pytest.mark.parametrize('flag', ['--vram', '--tflops', '--val-size'])
+@pytest.mark.parametrize('value', ['-1', '0', 'nan', 'inf', 'eight', ''])
+def test_what_is_no_size_is_refused_in_one_sentence(flag, value, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['plan.py', '-opt', 'any.yml', flag, value])
+    with pytest.raises(SystemExit) as ended:
+        load_tool('plan').main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count('\n') < 10
+    assert f'argument {flag}: must be a' in error and 'above 0' in error

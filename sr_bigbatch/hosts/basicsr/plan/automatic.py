@@ -7,7 +7,7 @@ from basicsr.utils import get_root_logger
 
 from sr_bigbatch.hosts.basicsr.plan.prediction import CannotPredict, model_of
 from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
-from sr_bigbatch.memory.predict import MICRO_BATCHES, Plan, choose, plans
+from sr_bigbatch.memory.predict import AS_IT_IS, MICRO_BATCHES, Plan, choose, plans
 from sr_bigbatch.nets.rrdb import POLICIES
 from sr_bigbatch.options import OptionError
 from sr_bigbatch.step.plan import WHOLE, MicroBatchSizes
@@ -27,7 +27,7 @@ def choose_plan(settings: TrainingSettings, gt_size: int, budget_bytes: float) -
     policies = POLICIES if settings.activation_memory == 'auto' else (settings.activation_memory,)
     keeping = (True, False) if settings.kept_graphs is None and settings.network_d else (settings.kept_graphs == WHOLE,)
     try:
-        models = {(str(memory), keep): model_of(settings, gt_size, memory, keep)
+        models = {(AS_IT_IS if memory is None else str(memory), keep): model_of(settings, gt_size, memory, keep)
                   for memory, keep in itertools.product(policies, keeping)}
     except CannotPredict as error:
         raise OptionError([f'{error}: give train.micro_batch_size and network_g.activation_memory as values']) from error

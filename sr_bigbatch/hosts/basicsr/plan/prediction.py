@@ -23,7 +23,7 @@ from sr_bigbatch.hosts.basicsr.construct import fake_network, quiet, reason
 from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
 from sr_bigbatch.hosts.losses import HostLosses
 from sr_bigbatch.memory.live_bytes import Flops, LiveBytes, tensors_of
-from sr_bigbatch.memory.predict import MemoryModel, PhasePeaks, Plan, Run, fit, plans, with_state
+from sr_bigbatch.memory.predict import AS_IT_IS, MemoryModel, PhasePeaks, Plan, Run, fit, plans, with_state
 from sr_bigbatch.nets.rrdb import POLICIES
 from sr_bigbatch.step.adversarial_step import AdversarialStep
 from sr_bigbatch.step.plan import WHOLE, MicroBatchSizes, StepPlan
@@ -199,7 +199,7 @@ def candidates(settings: TrainingSettings, gt_size: int, val_size: int, processe
             run = opened.enter_context(pool).map(model_of, *zip(*jobs, strict=True))
         models: dict[tuple[str, bool], MemoryModel] = {}
         for (memory, kept), model in zip(combinations, run, strict=True):
-            models[memory or 'as it is', kept] = model
+            models[memory or AS_IT_IS, kept] = model
             bar.update()
     validation = float(validation_peak(settings, val_size))
     return [replace(plan, peak={**plan.peak, 'validate': validation})
