@@ -254,6 +254,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f'; did you mean {near[0]}?' if near else f'; known here: {", ".join(names)}'
 
 
+_OTHERS_KEYS = {
+    'mega_batch_factor': 'it is DL-Art-School\'s: here datasets.train.batch_size_per_gpu is the whole batch, and '
+                         'train.micro_batch_size the images of a part: the batch over mega_batch_factor',
+    'checkpointing_enabled': 'it is DL-Art-School\'s: here network_g.activation_memory says what is computed again (lean, '
+                             'compact, minimal or auto), with network_g.type: CheckpointedRRDBNet',
+    'blocks_per_checkpoint': 'it is DL-Art-School\'s: here it is network_g.activation_memory: {blocks: 3}',
+    'steps': 'a recipe of DL-Art-School is written as ours by tools/recipe.py FILE TARGET',
+    **dict.fromkeys(('fp16', 'use_amp', 'amp', 'amp_bf16'),
+                    'here it is train.optim_wrapper: {type: OverflowSafeOptimWrapper, dtype: float16 or bfloat16}'),
+    **dict.fromkeys(('accum_iter', 'accumulate', 'accumulative_counts', 'accumulate_grad_batches', 'accumulation_steps',
+                     'gradient_accumulation_steps', 'virtual_batch_size'),
+                    'here datasets.train.batch_size_per_gpu is the whole batch, and train.micro_batch_size the images of a '
+                    'part'),
+}
+"""What stands here for keys that other trainers have for large batches."""
+
+
 def unknown_keys(section: dict[str, Any], known: Iterable[str], where: str, elsewhere: dict[str, str]) -> list[str]:
     """A finding for each key of ``section`` that is not ``known``.
 
@@ -267,6 +284,7 @@ def unknown_keys(section: dict[str, Any], known: Iterable[str], where: str, else
     for key in section:
         if key not in known:
             path = f'{where}.{key}' if where else str(key)
-            hint = f'; it belongs into the section {elsewhere[key]}' if key in elsewhere else did_you_mean(key, known)
+            hint = (f'; it belongs into the section {elsewhere[key]}' if key in elsewhere else
+                    f'; {_OTHERS_KEYS[key]}' if key in _OTHERS_KEYS else did_you_mean(key, known))
             findings.append(f'{path} is not a known option{hint}')
     return findings

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Translate a BasicSR option file to another effective batch: the same number of images, each change explained."""
+"""Translate an option file of BasicSR or a recipe of DL-Art-School to another effective batch; each change is explained."""
 from __future__ import annotations
 
 import argparse
@@ -10,16 +10,19 @@ from sr_bigbatch.files.outputs import OutputRefused, refuse_outputs
 from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.options import OptionError, load, positive_count
 from sr_bigbatch.tasks.recipe import LR_RULES, translate
+from sr_bigbatch.tasks.recipe_dlas import from_dlas, is_dlas
 
 
 def main() -> int:
     """Parse the command line, translate; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     epilog='Exit status: 0 written, 2 the file cannot be translated.')
-    parser.add_argument('source', type=Path, help='option file of ESRGANModel or SRModel')
+    parser = argparse.ArgumentParser(description=__doc__, epilog='The number of images stays the same. Exit status: 0 '
+                                     'written, 2 the file cannot be translated.')
+    parser.add_argument('source', type=Path, help='option file of ESRGANModel or SRModel, or a recipe of DL-Art-School')
     parser.add_argument('target', type=Path, help='the option file to write')
-    parser.add_argument('--batch', type=positive_count, default=128, help='effective batch, in images')
-    parser.add_argument('--lr', choices=LR_RULES, default='same', help='how learning rates grow with the batch')
+    parser.add_argument('--batch', type=positive_count, help='effective batch, in images (default: 128; for a recipe of '
+                        'DL-Art-School its own)')
+    parser.add_argument('--lr', choices=LR_RULES, default='same', help='how learning rates grow with the batch '
+                        '(default: same)')
     parser.add_argument('--overwrite', action='store_true', help='write over a file that is there; never over the source')
     args = parser.parse_args()
     try:
@@ -28,14 +31,15 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        text = translate(load(args.source), args.batch, args.lr)
-        args.target.write_text(text, encoding='utf-8')
+        opt = load(args.source)
+        recipe = from_dlas(opt, args.batch, args.lr) if is_dlas(opt) else translate(opt, args.batch or 128, args.lr)
+        args.target.write_text(recipe.text(), encoding='utf-8')
         check(load(args.target), data=False, weights=False)
     except OptionError as error:
         where = args.target if args.target.exists() else args.source
         print(f'{where}:\n{error}', file=sys.stderr)
         return 2
-    print(args.target)
+    print(f'{recipe.table()}\n\nWritten: {args.target}')
     return 0
 
 

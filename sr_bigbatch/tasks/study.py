@@ -32,14 +32,14 @@ def options_of(opt: dict[str, Any], batch: int, seed: int, axis: str, lr_rule: s
         batch: effective batch, in images.
         seed: of data order and weights.
         axis: ``images``: each training sees as many images; ``iterations``: each makes as many updates.
-        lr_rule: of :data:`sr_bigbatch.recipe.LR_RULES`; for ``images``.
+        lr_rule: of :data:`sr_bigbatch.tasks.recipe.LR_RULES`; for ``images``.
         root: folder of the study.
 
     Raises:
         OptionError: if the options have no held-out photographs, or cannot be translated.
     """
     if axis == 'images':
-        opt = yaml.safe_load(translate(opt, batch, lr_rule))
+        opt = translate(opt, batch, lr_rule).opt
     else:
         opt = copy.deepcopy(opt)
         opt['datasets']['train']['batch_size_per_gpu'] = batch
