@@ -60,6 +60,8 @@ class HostLosses:
         perceptual: ``(output, gt) -> (perceptual | None, style | None)``, or the perceptual loss alone; or None.
         artifact: locally discriminative learning (Liang et al. 2022, https://arxiv.org/abs/2203.09195), or None.
         ema_output: images of the averaged generator for ``lq``; needed by ``artifact``.
+        target: makes of the ground truth what the losses named in ``of_target`` compare with, such as sharpened images.
+        of_target: ``pixel``, ``perceptual``; the artifact loss always compares with the ground truth itself.
     """
 
     prefix: str
@@ -67,6 +69,8 @@ class HostLosses:
     perceptual: nn.Module | None = None
     artifact: nn.Module | None = None
     ema_output: Callable[[Tensor], Tensor] | None = None
+    target: nn.Module | None = None
+    of_target: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         extractor = getattr(self.perceptual, 'vgg', None)
@@ -88,8 +92,12 @@ class HostLosses:
 
     def _losses(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
         losses: dict[str, Tensor | None] = {}
+        target = gt
+        if self.target is not None and self.of_target:
+            with torch.no_grad():
+                target = self.target(gt)
         if self.pixel is not None:
-            losses['pix'] = self.pixel(output, gt)
+            losses['pix'] = self.pixel(output, target if 'pixel' in self.of_target else gt)
         if self.artifact is not None and self.ema_output is not None:
             with torch.no_grad():
                 averaged = widen(self.ema_output(lq))
@@ -97,7 +105,7 @@ class HostLosses:
             weight = get_refined_artifact_map(gt, output, averaged, _LDL_WINDOW)
             losses['ldl'] = self.artifact(weight * output, weight * gt)
         if self.perceptual is not None:
-            found = self.perceptual(output, gt)
+            found = self.perceptual(output, target if 'perceptual' in self.of_target else gt)
             losses['percep'], losses['style'] = found if isinstance(found, tuple) else (found, None)
         return {self.prefix + name: _scalar(loss) for name, loss in losses.items() if loss is not None}
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sr_bigbatch.step import undivided
 from sr_bigbatch.step.base import Step
 from sr_bigbatch.step.batch import Batch, Draft, Judged
-from sr_bigbatch.step.copies import copy_losses
+from sr_bigbatch.step.copies import copy_in, copy_losses
 from sr_bigbatch.step.distributed import gather_batch, sum_in_place
 from sr_bigbatch.step.finite import nan_unless_finite
 from sr_bigbatch.step.gan_loss import GanLoss, Grades, grade
@@ -55,6 +55,9 @@ class AdversarialStep(Step):
         exact: False for plain accumulation: relativistic means over micro-batches, and nothing is refused.
         plan: in place of the three arguments before.
         relativistic: see :func:`sr_bigbatch.step.gan_loss.grade`; False for the plain GAN of SRGAN.
+        real_images: makes of ground truth (M, C, H, W) the images (M, C, H, W) that the discriminator is to take for real,
+            such as sharpened ones; called on micro-batches, not under autocast. None: the ground truth itself. What the
+            sample losses compare with is their own affair.
         dtype: of autocast: ``torch.bfloat16`` or ``torch.float16`` (with a loss scale); None for none.
         verify_every: every so many steps, compare with the undivided batch (:meth:`verify`); 0: a few samples of the first
             step only; None: never.
@@ -66,11 +69,13 @@ class AdversarialStep(Step):
                  opt_d: torch.optim.Optimizer | SafeUpdate, losses: SampleLosses | None, gan_loss: GanLoss, *,
                  micro_batch_size: int | Mapping[str, int] | str | None = None, kept_graphs: int = 0, exact: bool = True,
                  plan: StepPlan | None = None, relativistic: bool = True, dtype: torch.dtype | None = None,
-                 verify_every: int | None = 0, observer: Observer | None = None, values: bool = True) -> None:
+                 verify_every: int | None = 0, observer: Observer | None = None, values: bool = True,
+                 real_images: nn.Module | None = None) -> None:
         super().__init__({'g': net_g, 'd': net_d}, {'g': opt_g, 'd': opt_d}, losses, micro_batch_size=micro_batch_size,
                          kept_graphs=kept_graphs, exact=exact, plan=plan, dtype=dtype, verify_every=verify_every,
-                         observer=observer, values=values)
+                         observer=observer, values=values, real_images=real_images)
         self.net_g, self.net_d, self.gan_loss, self.relativistic = net_g, net_d, gan_loss, relativistic
+        self.real_images = real_images
         self.update_g, self.update_d = self.updates['g'], self.updates['d']
 
     def __call__(self, lq: Tensor, gt: Tensor, *, update_g: bool = True) -> StepReport:
@@ -138,10 +143,19 @@ class AdversarialStep(Step):
             before = self._snapshot('discriminator', self.net_d)
             images = batch.fake[samples].requires_grad_(keep)
             with torch.set_grad_enabled(keep):
-                real_logits, fake_logits = self._logits(batch.gt_at(samples), samples), self._logits(images, samples)
+                real_logits, fake_logits = self._logits(self._real(batch, samples), samples), self._logits(images, samples)
             real, fake = widen(real_logits.detach()), widen(fake_logits.detach())
             self.trial.overflow.look_at('discriminator', samples, torch.cat([real.flatten(), fake.flatten()]))
             batch.judged.append(Judged(samples, before, real, fake, (real_logits, images, fake_logits) if keep else None))
+
+    def _real(self, batch: Batch, samples: slice) -> Tensor:
+        """What the discriminator is to take for real."""
+        if self.real_images is None:
+            return batch.gt_at(samples)
+        self.trial.at_work('discriminator', samples)
+        with torch.no_grad():
+            images: Tensor = self.real_images(batch.gt_at(samples))
+        return images
 
     def _logits(self, images: Tensor, samples: slice) -> Tensor:
         self.trial.at_work('discriminator', samples)
@@ -194,7 +208,7 @@ class AdversarialStep(Step):
         graphs, part.graphs = part.graphs, None
         self.trial.at_work('discriminator', samples)  # a kept graph comes without the call that says so
         with _replayed(part.before, self.net_d):
-            real_logits = graphs[0] if graphs else self._logits(batch.gt_at(samples), samples)
+            real_logits = graphs[0] if graphs else self._logits(self._real(batch, samples), samples)
             if for_d:
                 self._backward_d(real_logits, grades.d_real, parameters)
             del real_logits
@@ -240,14 +254,15 @@ class AdversarialStep(Step):
     def twin(self, nets: dict[str, nn.Module], losses: SampleLosses, plan: StepPlan) -> AdversarialStep:
         """The same step over copies of the networks, for :meth:`verify`."""
         opt_g, opt_d = (torch.optim.SGD(net.parameters(), 1.0) for net in nets.values())
-        gan_loss = copy_losses(self.gan_loss, next(nets['g'].parameters()).dtype)
-        return AdversarialStep(nets['g'], nets['d'], opt_g, opt_d, losses, gan_loss, plan=plan,
-                               relativistic=self.relativistic, verify_every=None)
+        dtype = next(nets['g'].parameters()).dtype
+        real_images = None if self.real_images is None else copy_in(self.real_images, dtype)
+        return AdversarialStep(nets['g'], nets['d'], opt_g, opt_d, losses, copy_losses(self.gan_loss, dtype), plan=plan,
+                               relativistic=self.relativistic, verify_every=None, real_images=real_images)
 
     def undivided_gradients(self, lq: Tensor, gt: Tensor) -> undivided.Gradients:
         """The gradients of the undivided batch, by network."""
         return undivided.adversarial_gradients(self.net_g, self.net_d, self.losses, self.gan_loss, lq, gt,
-                                               relativistic=self.relativistic)
+                                               relativistic=self.relativistic, real_images=self.real_images)
 
 
 @contextmanager

@@ -45,7 +45,8 @@ class Step:
     def __init__(self, nets: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer | SafeUpdate],
                  losses: SampleLosses | None, *, micro_batch_size: int | Mapping[str, int] | str | None, kept_graphs: int,
                  exact: bool, plan: StepPlan | None, dtype: torch.dtype | None, verify_every: int | None,
-                 observer: Observer | None, values: bool) -> None:
+                 observer: Observer | None, values: bool,
+                 real_images: nn.Module | None = None) -> None:
         self.nets, self.losses, self._values = nets, losses or no_losses, values
         self.updates = {name: optimizer if isinstance(optimizer, SafeUpdate) else
                         SafeUpdate(optimizer, LossScale() if dtype is torch.float16 else None, values=values)
@@ -54,7 +55,7 @@ class Step:
             plan = StepPlan.of(micro_batch_size, kept_graphs, exact=exact)
         device = next(nets['g'].parameters()).device
         self.trial = Trial(plan, dtype, device, observer, values=values)
-        self._check = Check(nets, self.updates, self.losses)
+        self._check = Check(nets, self.updates, self.losses, real_images)
         self.verify_every, self.steps, self._verified = verify_every, 0, False
         self.last_verification: dict[str, float] = {}
         self.findings: list[Finding] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from sr_bigbatch.step.audit import (
@@ -24,6 +25,8 @@ from sr_bigbatch.step.update import SafeUpdate
 from sr_bigbatch.step.wiring import wiring_findings
 
 _PARTS = {'g': 'generator', 'd': 'discriminator'}
+_REAL = 'real images'
+_JUDGES = {_REAL: 'discriminator'}  # the part of a plan that says how they are cut
 
 
 class NotExact(ValueError):
@@ -48,10 +51,12 @@ class Check:
         nets: by name, ``'g'`` and ``'d'``.
         updates: the owners of their optimizers, by the same names.
         losses: the sample losses.
+        real_images: see :class:`sr_bigbatch.step.adversarial_step.AdversarialStep`.
     """
 
-    def __init__(self, nets: Mapping[str, nn.Module], updates: Mapping[str, SafeUpdate], losses: SampleLosses) -> None:
-        self._nets, self._updates, self._losses = nets, updates, losses
+    def __init__(self, nets: Mapping[str, nn.Module], updates: Mapping[str, SafeUpdate], losses: SampleLosses,
+                 real_images: nn.Module | None = None) -> None:
+        self._nets, self._updates, self._losses, self._real_images = nets, updates, losses, real_images
         self._behaviours: dict[str, Behaviour] = {}
         self._of_losses: dict[str, Behaviour] = {}
         self._studied: dict[str, object] = {}
@@ -60,7 +65,7 @@ class Check:
     @property
     def uncuttable(self) -> frozenset[str]:
         """Parts that must see the whole batch of their process at once."""
-        return frozenset(part for part, found in self._behaviours.items()
+        return frozenset(_JUDGES.get(part, part) for part, found in self._behaviours.items()
                          if found.couples or found.shares_noise or found.buffers or found.state or found.untried)
 
     @property
@@ -106,6 +111,9 @@ class Check:
             part = _PARTS[name]
             sees_whole = getattr(plan.micro, part) >= max(sizes)
             findings += judge_network(part, self._behaviours[part], sees_whole=sees_whole, processes=len(sizes))
+        if _REAL in self._behaviours:
+            findings += judge_network(_REAL, self._behaviours[_REAL], sees_whole=plan.micro.discriminator >= max(sizes),
+                                      processes=len(sizes))
         if 'd' in self._nets:
             findings.append(Finding('GAN loss', plan.exact, 'taken from the logits of the whole batch' if plan.exact else
                                     'taken from the logits of each micro-batch (accumulation: plain)'))
@@ -126,10 +134,23 @@ class Check:
                 channels, sizes = (lq_shape[0], toy_sizes(lq_shape[-1])) if name == 'g' else (gt_shape[0], [gt_shape[-1]])
                 self._behaviours[_PARTS[name]] = study_network(net, toy_batches(channels, sizes, device), batch)
                 self._studied[name] = key
+        self._study_real_images(gt_shape, batch, device)
         key = (tuple(lq_shape), tuple(gt_shape), batch)
         if self._studied.get('losses') != key:
             self._of_losses = study_losses(self._losses, lq_shape, gt_shape, device, batch)
             self._studied['losses'] = key
+
+    def _study_real_images(self, gt_shape: Sequence[int], batch: int, device: torch.device) -> None:
+        made = self._real_images
+        key = None if made is None else (tuple(gt_shape), batch, *_signature(made))
+        if made is None or self._studied.get(_REAL) == key:
+            return
+        toys = toy_batches(gt_shape[0], toy_sizes(gt_shape[-1]), device)
+        found = study_network(made, toys, batch)
+        state = found.state or (f'it changes buffers ({", ".join(found.buffers)})' if found.buffers else None)
+        # It stands outside of the networks whose batch statistics are shared between processes and brought back by a replay.
+        self._behaviours[_REAL] = replace(found, state=state, buffers=(), only_batch_norm=False)
+        self._studied[_REAL] = key
 
     def _beside_the_images(self, lq_shape: Sequence[int], gt_shape: Sequence[int]) -> Iterator[Finding]:
         """Losses that reach the generator's weights themselves: an adversarial step cuts the graph at the images."""
@@ -144,7 +165,7 @@ class Check:
 
     def _state(self, plan: StepPlan, lq_shape: Sequence[int], gt_shape: Sequence[int], sizes: Sequence[int]) -> object:
         return (plan, tuple(lq_shape), tuple(gt_shape), tuple(sizes), world_size(),
-                *(item for net in self._nets.values() for item in _signature(net)))
+                *(item for net in (*self._nets.values(), self._real_images) if net is not None for item in _signature(net)))
 
 
 def _signature(net: nn.Module) -> Iterator[object]:

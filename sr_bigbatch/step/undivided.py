@@ -1,6 +1,7 @@
 """The gradients of an undivided batch, in the plainest way: what every divided step is compared with."""
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from sr_bigbatch.step.gan_loss import GanLoss
@@ -16,22 +17,25 @@ def supervised_gradients(net_g: nn.Module, losses: SampleLosses, lq: Tensor, gt:
 
 
 def adversarial_gradients(net_g: nn.Module, net_d: nn.Module, losses: SampleLosses, gan_loss: GanLoss, lq: Tensor,
-                          gt: Tensor, *, relativistic: bool) -> Gradients:
+                          gt: Tensor, *, relativistic: bool,
+                          real_images: nn.Module | None = None) -> Gradients:
     """Gradients of an ESRGAN update (relativistic) or SRGAN update at the parameters of generator and discriminator.
 
     Wang et al. 2018, https://arxiv.org/abs/1809.00219, equations 1 and 2, as in BasicSR: the discriminator's half uses the
-    generator of before the update.
+    generator of before the update. ``real_images`` are as in :class:`sr_bigbatch.step.adversarial_step.AdversarialStep`.
     """
+    with torch.no_grad():
+        real = gt if real_images is None else real_images(gt)
     fake = net_g(lq)
     loss_g = sum(losses(fake, gt, lq).values(), lq.new_zeros(()))
-    real_logits, fake_logits = net_d(gt).detach(), net_d(fake)
+    real_logits, fake_logits = net_d(real).detach(), net_d(fake)
     if relativistic:
         loss_g = loss_g + (gan_loss(real_logits - fake_logits.mean(), False, is_disc=False)
                            + gan_loss(fake_logits - real_logits.mean(), True, is_disc=False)) / 2
     else:
         loss_g = loss_g + gan_loss(fake_logits, True, is_disc=False)
     gradients_g = _gradients(loss_g, net_g, net_d)
-    real_logits, fake_logits = net_d(gt), net_d(fake.detach())
+    real_logits, fake_logits = net_d(real), net_d(fake.detach())
     if relativistic:
         loss_d = (gan_loss(real_logits - fake_logits.detach().mean(), True, is_disc=True)
                   + gan_loss(fake_logits - real_logits.detach().mean(), False, is_disc=True)) / 2
