@@ -141,6 +141,24 @@ def _fault_of_listing(named: object, listed: set[str], iteration: int) -> str | 
     return f'names {" and ".join(missing)}' if missing else None
 
 
+def foreign_networks(state: Path, models: Path) -> str | None:
+    """Which of the networks that a state was saved with is missing or another one in a folder; None if none is.
+
+    Args:
+        state: of any experiment. Without a manifest beside it nothing can be told.
+        models: a folder, perhaps of another experiment.
+    """
+    try:
+        listed = json.loads(state.with_suffix('.json').read_text(encoding='utf-8'))['files']
+        for name, expected in listed.items():
+            file = models / Path(name).name
+            if name.startswith('models/') and not (file.is_file() and _digest(file) == expected['sha256']):
+                return f'{file} {"is not the one" if file.is_file() else "is missing"} that {state} was saved with'
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return None
+
+
 def _fault_without_manifest(root: Path, iteration: int) -> str | None:
     files = files_of(root, iteration)
     if not any(file.suffix == '.pth' for file in files):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -118,6 +119,15 @@ def worst(code: int, device: torch.device) -> int:
     codes = torch.tensor([code], device=device)
     dist.all_reduce(codes, dist.ReduceOp.MAX)
     return int(codes.item())
+
+
+def everywhere(value: Any) -> list[Any]:
+    """A value of plain Python of each process, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def leave_group() -> None:

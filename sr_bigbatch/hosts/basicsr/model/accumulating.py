@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ class Accumulating(HostModel):
         refusals: how often in a row the gradient of a network was refused, by ``g`` and ``d``.
         restores: how often the last good weights were restored.
         told: about saves that could not be removed.
+        fingerprint: of the run, for its training states; None in a script.
     """
 
     loss_prefix: str
@@ -75,6 +77,7 @@ class Accumulating(HostModel):
         self.current_iter, self.restores = 0, 0
         self.report: StepReport | None = None
         self.events, self.files, self.told = EventLog(), list[str](), list[str]()
+        self.fingerprint: Mapping[str, Any] | None = None
         self.growths: list[str] = []
         self.saved_plan: Options | None = None
         self.idle: list[int] = []

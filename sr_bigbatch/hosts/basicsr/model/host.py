@@ -1,7 +1,7 @@
 """What our models find in those of BasicSR, which have no annotations: for the type checker alone."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -31,6 +31,7 @@ class OurState(TypedDict):
     batch: int | None
     seed: NotRequired[int | None]
     best: NotRequired[dict[str, dict[str, Options]]]
+    fingerprint: NotRequired[Mapping[str, Any] | None]
 
 
 class TrainingState(TypedDict):

@@ -18,7 +18,6 @@ import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 from basicsr.utils import (
-    check_resume,
     get_env_info,
     get_root_logger,
     get_time_str,
@@ -31,22 +30,23 @@ from basicsr.utils import (
 from basicsr.utils.options import copy_opt_file, dict2str
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sr_bigbatch.files.checkpoint_set import finish, newest_valid, set_aside
+from sr_bigbatch.files.checkpoint_set import set_aside
 from sr_bigbatch.files.run_lock import FolderInUse, only_run_in
-from sr_bigbatch.files.storage import load_tensors
 from sr_bigbatch.hosts.basicsr.model.best_metrics import take_logged
 from sr_bigbatch.hosts.basicsr.model.host import TrainingState
 from sr_bigbatch.hosts.basicsr.model.saved_state import OURS, GaveUp
 from sr_bigbatch.hosts.basicsr.options.files import say_which_vgg
 from sr_bigbatch.hosts.basicsr.settings import SEVERAL_GPUS, LoopSettings, Options, stages_of
+from sr_bigbatch.hosts.basicsr.training.fingerprint import Fingerprint, difference_between_processes, fingerprint
 from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, training_loader
 from sr_bigbatch.hosts.basicsr.training.pictures import draw_run
+from sr_bigbatch.hosts.basicsr.training.resume import compared, state_to_resume
 from sr_bigbatch.hosts.basicsr.training.run import Run
 from sr_bigbatch.hosts.signals import StopRequest
 from sr_bigbatch.options import OptionError
 from sr_bigbatch.report.progress import draw_progress
 from sr_bigbatch.report.run_log import LOG_FILE, read_log, trim_log
-from sr_bigbatch.step.distributed import rank, world_size, worst
+from sr_bigbatch.step.distributed import everywhere, rank, world_size, worst
 from sr_bigbatch.step.words import count
 
 
@@ -62,10 +62,15 @@ def train(opt: Options, option_file: str) -> int:
 
     Raises:
         FolderInUse: if another run has the experiment's folder.
+        OptionError: if processes were given different options or data, or the state to go on from is of another training.
         GaveUp: if it cannot go on, or its last save could not be written.
     """
+    now = fingerprint(opt)
+    difference = difference_between_processes(everywhere(now))
+    if difference is not None:
+        raise OptionError([difference])
     with _alone_in(Path(opt['path']['experiments_root']), _device(opt)):
-        return _train(opt, option_file)
+        return _train(opt, option_file, now)
 
 
 @contextmanager
@@ -87,27 +92,22 @@ def _device(opt: Options) -> torch.device:
     return torch.device('cuda' if opt['num_gpu'] else 'cpu')
 
 
-def _train(opt: Options, option_file: str) -> int:
-    resume_state, passed_over = _resume_state(opt)
+def _train(opt: Options, option_file: str, now: Fingerprint) -> int:
+    resume_state, to_be_told = state_to_resume(opt)
     _seed(opt, resume_state)
+    now['options']['manual_seed'] = opt['manual_seed']
+    if resume_state is not None:
+        to_be_told += compared(resume_state, now)
     settings = LoopSettings.from_options(opt)
     torch.backends.cudnn.benchmark = True
     tb_logger = _open_experiment(opt, option_file, fresh=resume_state is None)
     logger = get_root_logger()
-    for line in passed_over:
+    for line in to_be_told:
         logger.warning(line)
     loader, order, val_loaders = _loaders(opt, settings)
     model = build_model(opt)
-    iteration = 0
-    if resume_state is not None:
-        model.resume_training(resume_state)
-        iteration = order.iteration = resume_state['iter']
-        if not opt['auto_resume']:
-            _set_later_saves_aside(settings.folder, iteration, model.device)
-        if rank() == 0:
-            trim_log(settings.folder / LOG_FILE, iteration)
-            take_logged(model, read_log(settings.folder / LOG_FILE), iteration)
-        logger.info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
+    model.fingerprint = now
+    iteration = 0 if resume_state is None else _go_on(opt, model, resume_state, settings, order)
     run = Run(opt, settings, model, val_loaders, tb_logger, iteration)
     if iteration == 0 and settings.validate_first:
         run.validate(0)
@@ -131,6 +131,19 @@ def _train(opt: Options, option_file: str) -> int:
     if rank() == 0 and val_loaders:
         _draw(opt, settings.folder, model, val_loaders[0])
     return 0
+
+
+def _go_on(opt: Options, model: Any, state: TrainingState, settings: LoopSettings, order: BatchOrder) -> int:
+    """Take over a state; returns its iteration."""
+    model.resume_training(state)
+    iteration = order.iteration = state['iter']
+    if not opt['auto_resume']:
+        _set_later_saves_aside(settings.folder, iteration, model.device)
+    if rank() == 0 and (settings.folder / LOG_FILE).is_file():
+        trim_log(settings.folder / LOG_FILE, iteration)
+        take_logged(model, read_log(settings.folder / LOG_FILE), iteration)
+    get_root_logger().info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
+    return iteration
 
 
 def _set_later_saves_aside(folder: Path, iteration: int, device: torch.device) -> None:
@@ -195,26 +208,6 @@ def _own_gpu(place: int) -> int:
         raise OptionError([f'process {place} has no GPU of its own, there are {here}: start one process for each '
                            f'(--nproc_per_node={here}), or train on the CPU (num_gpu: 0)'])
     return place
-
-
-def _resume_state(opt: Options) -> tuple[TrainingState | None, list[str]]:
-    """The training state to go on from, or None; and a line for each newer one that cannot be used."""
-    path, passed_over = opt['path'].get('resume_state'), list[str]()
-    root = Path(opt['path']['experiments_root'])
-    if opt['auto_resume'] or path is not None:
-        if rank() == 0:
-            finish(root)
-        if world_size() > 1:
-            torch.distributed.barrier()
-    if opt['auto_resume']:
-        found, passed_over = newest_valid(root)
-        path = path if found is None else str(found)
-    if path is None:
-        return None, passed_over
-    opt['path']['resume_state'] = path
-    state: Any = load_tensors(Path(path))
-    check_resume(opt, state['iter'])
-    return state, passed_over
 
 
 def _open_experiment(opt: Options, option_file: str, fresh: bool) -> Any:
