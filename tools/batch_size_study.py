@@ -49,7 +49,8 @@ def main() -> int:
         return 130
     each = options_of(opt, args.batches[0], args.seeds[0], args.axis, args.lr, args.out)
     number = each['train']['total_iter'] * (args.batches[0] if args.axis == 'images' else 1)
-    title = f'{opt["name"]}: {number} {args.axis} for each training, learning-rate rule {args.lr}, seeds {args.seeds}'
+    title = (f'{opt["name"]}: {number} {args.axis} for each training, learning-rate rule {args.lr}, seeds '
+             f'{", ".join(map(str, args.seeds))}')
     print(write_report(trials, title, each, args.out / 'report.html'))
     return 0
 

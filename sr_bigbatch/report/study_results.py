@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sr_bigbatch.report.log_fields import title_of, unit_of
 from sr_bigbatch.report.run_log import LOG_FILE, read_log
 from sr_bigbatch.step.words import count
 
@@ -30,12 +31,19 @@ class Trial:
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """Its log, once it has ended; ``d_gap``: the mean logit of real images less that of generated ones."""
+        """Its log, once it has ended.
+
+        ``d_gap`` is the mean logit of real images less that of generated ones. Where there are several validation sets, a
+        metric is named with its set: ``psnr, SET``.
+        """
         file = self.folder / LOG_FILE
         lines = read_log(file) if file.is_file() else []
         for line in lines:
             if 'out_d_real' in line:
                 line['d_gap'] = line['out_d_real'] - line['out_d_fake']
+        if len({line['val'] for line in lines if 'val' in line}) > 1:
+            return [{key if key in ('iter', 'val') or 'val' not in line else f'{key}, {line["val"]}': value
+                     for key, value in line.items()} for line in lines]
         return lines
 
 
@@ -68,13 +76,14 @@ class Fit:
 
     def sentence(self, metric: str, *, lower: bool) -> str:
         """What the data support; ``lower`` says that less of the metric is better."""
+        name, unit = title_of(metric), f' {unit_of(metric)}'.rstrip()
         if math.isnan(self.error):
-            return f'{metric}: {self.slope:+.3g} per doubling of the batch; too few trainings to know how sure that is.'
+            return f'{name}: {self.slope:+.3g}{unit} per doubling of the batch; too few trainings to know how sure that is.'
         low, high = self.slope - 2 * self.error, self.slope + 2 * self.error
         claim = ('no difference between batch sizes is supported' if low <= 0 <= high else
                  f'a larger batch {"raises" if self.slope > 0 else "lowers"} it, which is '
                  f'{"worse" if lower == (self.slope > 0) else "better"}')
-        return (f'{metric}: {self.slope:+.3g} per doubling of the batch, two standard errors {low:+.3g} .. {high:+.3g}, '
+        return (f'{name}: {self.slope:+.3g}{unit} per doubling of the batch, two standard errors {low:+.3g} .. {high:+.3g}, '
                 f'from {count(self.count, "training")}: {claim}.')
 
 

@@ -31,7 +31,7 @@ def test_a_study_trains_reports_and_goes_on_where_it_was_stopped(opt, tmp_path, 
                for folder in study.iterdir() if folder.is_dir()}
     assert updates == {'batch2_seed0': 16, 'batch2_seed1': 16, 'batch4_seed0': 8, 'batch4_seed1': 8}  # as many images
     report = (study / 'report.html').read_text()
-    assert 'psnr: ' in report and 'per doubling of the batch' in report and report.count('data:image/png;base64,') == 3
+    assert 'PSNR: ' in report and 'per doubling of the batch' in report and report.count('data:image/png;base64,') == 3
     assert not re.search(r'(src|href)="(?!data:)', report)  # nothing is fetched from elsewhere
     assert all((study / f'{name}.png').stat().st_size > 5000 for name in ('curves', 'quality', 'images'))
 
