@@ -9,7 +9,9 @@ from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
 from sr_bigbatch.hosts.basicsr.images import make_lmdb
-from sr_bigbatch.tasks.prepare import BUNDLED_TRAIN, BUNDLED_VAL, Cut, bundled, cut_all, photographs, refuse_folders_of
+from sr_bigbatch.hosts.signals import Stopped, stopping
+from sr_bigbatch.tasks.photographs import Found, look
+from sr_bigbatch.tasks.prepare import BUNDLED_TRAIN, BUNDLED_VAL, Cut, bundled, cut_all, refuse_folders_of
 
 
 def main() -> int:
@@ -17,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog='Writes OUT/train_gt and OUT/train_lq, with --val also OUT/val_gt and OUT/val_lq. An interrupted call can be '
-               'repeated: photographs that are done are passed over. Exit status: 0 done, 2 nothing usable was found.')
+               'repeated: what is done stays. Exit status: 0 done, 1 not written, 2 nothing usable, 128 + N: signal')
     parser.add_argument('photos', nargs='?', type=Path, help='folder of photographs for training')
     parser.add_argument('--val', type=Path, help='folder of photographs for validation; they are kept whole')
     parser.add_argument('--bundled', action='store_true', help='take the photographs inside scikit-image: no download')
@@ -27,27 +29,35 @@ def main() -> int:
     parser.add_argument('--step', type=int, default=144, help='distance of neighbouring sub-images')
     parser.add_argument('--lmdb', action='store_true', help='also pack each folder into an LMDB beside it')
     parser.add_argument('--processes', type=int, default=os.cpu_count(), help='worker processes')
+    parser.add_argument('--recursive', action='store_true', help='also take photographs in subfolders and linked folders')
     args = parser.parse_args()
     if args.bundled == (args.photos is not None):
         parser.error('give a folder of photographs, or --bundled')
     try:
-        cut = Cut(args.size, args.step, args.scale)
-        parts = {'train': bundled(BUNDLED_TRAIN) if args.bundled else photographs(args.photos)}
-        if args.bundled or args.val:
-            parts['val'] = bundled(BUNDLED_VAL) if args.bundled else photographs(args.val)
-        written = [args.out / f'{part}_{kind}{end}' for part in parts for kind in ('gt', 'lq') for end in ('', '.lmdb')]
-        for files in parts.values():
-            refuse_folders_of(files, written)
-    except (ValueError, FileNotFoundError) as error:
+        with stopping():
+            return _prepare(args)
+    except Stopped as stopped:
+        print(f'{stopped}; the same command goes on after the photographs that are done', file=sys.stderr)
+        return stopped.status
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
-        return 2
-    for part, files in parts.items():
-        folders = [args.out / f'{part}_{kind}' for kind in ('gt', 'lq')]
-        try:
-            refused = cut_all(files, *folders, cut if part == 'train' else None, args.scale, args.processes, part)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
+        return 1 if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) else 2
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    cut = Cut(args.size, args.step, args.scale)
+    parts = {'train': Found(bundled(BUNDLED_TRAIN)) if args.bundled else look(args.photos, args.recursive)}
+    if args.bundled or args.val:
+        parts['val'] = Found(bundled(BUNDLED_VAL)) if args.bundled else look(args.val, args.recursive)
+    written = [args.out / f'{part}_{kind}{end}' for part in parts for kind in ('gt', 'lq') for end in ('', '.lmdb')]
+    for found in parts.values():
+        refuse_folders_of(found.photographs, written)
+    for part, found in parts.items():
+        for note in found.notes:
+            print(f'{part}: left out: {note}')
+        folders, files = [args.out / f'{part}_{kind}' for kind in ('gt', 'lq')], found.photographs
+        root = {'train': args.photos, 'val': args.val}[part] if args.recursive and not args.bundled else None
+        refused = cut_all(files, *folders, cut if part == 'train' else None, args.scale, args.processes, part, root)
         count = len(list(folders[0].glob('*.png')))
         print(f'{part}: {count} image pairs from {len(files) - len(refused)} photographs in {folders[0]} and {folders[1]}'
               + (f'; {len(refused)} left out' if refused else ''))

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -35,6 +37,32 @@ class StopRequest:
         if self.signal:
             os._exit(128 + number)
         self.signal = number
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked the program to end.
+
+    Attributes:
+        status: 128 and the number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f'stopped by {signal.Signals(number).name}')
+        self.status = 128 + number
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Have SIGINT and SIGTERM raise :class:`Stopped` in what runs within, so that its processes are ended with it."""
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:

@@ -1,5 +1,11 @@
 """``tools/prepare_data.py`` as a user meets it."""
+import copy
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
@@ -7,8 +13,10 @@ import pytest
 from basicsr.data import build_dataset
 from basicsr.utils.matlab_functions import imresize
 
+from sr_bigbatch.hosts.basicsr.options.files import file_findings
+from sr_bigbatch.hosts.basicsr.options.lmdb_check import lmdb_findings
 from sr_bigbatch.tasks.prepare import BUNDLED_VAL, Cut, bundled
-from tests.conftest import load_tool
+from tests.conftest import ROOT, load_tool
 
 
 @pytest.fixture
@@ -160,3 +168,116 @@ def test_images_of_another_origin_are_not_written_over(photos, tmp_path, monkeyp
         assert 'that are not from here' in capsys.readouterr().err
         assert (tmp_path / name / 'cat_s001.png').read_text() == 'of the user'
         (tmp_path / name / 'cat_s001.png').unlink()
+
+
+NAMES = ['größe', 'with space', 'v1.2.final', 'emoji 🐈', 'plain', 'a%20b', 'komma,(1)', "it's", 'x' * 200, 'ü' * 100]
+
+
+@pytest.mark.parametrize('part', ['train', 'val'])
+def test_an_lmdb_holds_every_photograph_whatever_its_name(photos, tmp_path, monkeypatch, opt, part):
+    folder = tmp_path / 'named'
+    folder.mkdir()
+    image = cv2.imread(str(photos / 'cat.png'))[:140, :140]
+    cv2.imwrite(str(folder / 'a.png'), np.zeros_like(image))  # takes few bytes: the size of an LMDB is not that of its first
+    for number, name in enumerate(NAMES):
+        (folder / f'{name}.png').write_bytes(cv2.imencode('.png', np.roll(image, number * 9, 0))[1].tobytes())
+    out = tmp_path / 'out'
+    assert _prepare(monkeypatch, folder, '--val', folder, '--out', out, '--size', 128, '--step', 128, '--lmdb') == 0
+    settings = {**opt['datasets'][part], 'io_backend': {'type': 'lmdb'}, 'phase': 'val', 'scale': 4,
+                **{f'dataroot_{kind}': f'{out}/{part}_{kind}.lmdb' for kind in ('gt', 'lq')}}
+    opt['datasets'][part] = {key: value for key, value in settings.items() if key not in ('phase', 'scale')}
+    assert not list(file_findings(opt))
+    packed, loose = build_dataset(copy.deepcopy(settings)), list((out / f'{part}_gt').glob('*.png'))
+    assert len(packed) == len(loose) == (len(NAMES) + 1) * (4 if part == 'train' else 1)
+    assert sorted(packed[index]['gt'].sum().item() for index in range(len(packed))) == pytest.approx(sorted(
+        cv2.imread(str(file)).sum() / 255 for file in loose))
+    keys = [line.partition('.')[0] for line in (out / f'{part}_gt.lmdb' / 'meta_info.txt').read_text().splitlines()]
+    assert len(set(keys)) == len(loose) and all(key.isascii() for key in keys)
+
+
+def test_a_name_that_basicsr_cannot_read_from_an_lmdb_is_a_finding(data, tmp_path):
+    shutil.copytree(data / 'train_gt.lmdb', tmp_path / 'a.lmdb')
+    (tmp_path / 'a.lmdb' / 'meta_info.txt').write_text('größe.png (1,1,3) 1\n', encoding='utf-8')
+    assert 'größe, which is not ASCII' in next(iter(lmdb_findings(tmp_path / 'a.lmdb')))
+
+
+def test_what_is_left_out_is_told_with_numbers(photos, tmp_path, monkeypatch, capsys):
+    for name in ('a.gif', 'b.HEIC', 'c.heic', '.hidden.jpg'):
+        (photos / name).touch()
+    for folder, names in (('one', 'ab'), ('one/two', 'abc'), ('elsewhere', 'd')):
+        (photos / folder).mkdir() if folder != 'elsewhere' else (tmp_path / folder).mkdir()
+        for name in names:
+            shutil.copy(photos / 'grey.jpg', (tmp_path if folder == 'elsewhere' else photos) / folder / f'{name}.jpg')
+    (photos / 'link').symlink_to(tmp_path / 'elsewhere')
+    (photos / 'circle').symlink_to(photos)
+    (photos / 'broken.png').symlink_to(tmp_path / 'nowhere')
+    image = cv2.imread(str(photos / 'cat.png'))
+    cv2.imwrite(str(photos / 'deep.png'), image.astype(np.uint16) * 257)
+    cv2.imwrite(str(photos / 'alpha.png'), np.dstack([image, np.full(image.shape[:2], 128, np.uint8)]))
+    cv2.imwrite(str(photos / 'opaque.png'), np.dstack([image, np.full(image.shape[:2], 255, np.uint8)]))
+    cv2.imwrite(str(photos / 'float.tiff'), image.astype(np.float32))
+    arguments = (photos, '--out', tmp_path / 'out', '--size', 128, '--step', 400)
+    assert _prepare(monkeypatch, *arguments) == 0
+    said = capsys.readouterr().out
+    for line in ('train: left out: 3 images of formats that are not read (1 .gif, 2 .heic): save them as PNG or JPEG',
+                 'train: left out: 1 other file (1 .txt)',
+                 'train: left out: 1 subfolder with 5 images (one): --recursive takes them, too',
+                 'train: left out: 2 linked folders with 1 image (circle, link): --recursive takes them, too',
+                 'train: 1 of 5 photographs have 16 bits a channel; their sub-images have 8',
+                 'train: 1 of 5 photographs have transparent parts (alpha); it is left out',
+                 'broken.png cannot be read', 'float.tiff has float32 values'):
+        assert line in said
+    assert 'hidden' not in said
+    assert _prepare(monkeypatch, *arguments, '--recursive') == 0
+    names = {path.name.partition('_s0')[0] for path in (tmp_path / 'out' / 'train_gt').glob('*.png')}
+    assert names >= {'cat', 'grey', 'one_a', 'one_b', 'one_two_a', 'one_two_b', 'one_two_c', 'link_d'}
+    assert not any(name.startswith('circle') for name in names)
+
+
+def test_a_folder_with_nothing_usable_says_what_it_holds(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'photos' / 'sub').mkdir(parents=True)
+    for name in ('a.heic', 'sub/b.jpg'):
+        (tmp_path / 'photos' / name).touch()
+    assert _prepare(monkeypatch, tmp_path / 'photos', '--out', tmp_path / 'out') == 2
+    error = capsys.readouterr().err
+    assert '1 .heic' in error and '1 subfolder with 1 image (sub): --recursive' in error
+
+
+@pytest.mark.parametrize('record', ['Cut(size=128, step=100, scale=4), scale 4',
+                                    'sub-images of 128 px every 100 px at scale 4'])
+def test_a_record_of_either_form_is_understood_and_told_in_words(photos, tmp_path, monkeypatch, capsys, record):
+    (tmp_path / 'out' / 'train_gt').mkdir(parents=True)
+    (tmp_path / 'out' / 'train_gt' / '.cut').write_text(record)
+    assert _prepare(monkeypatch, photos, '--out', tmp_path / 'out', '--size', 64, '--step', 100) == 2
+    error = capsys.readouterr().err
+    assert 'holds sub-images of 128 px every 100 px at scale 4, and sub-images of 64 px every 100 px' in error
+    assert 'Cut(' not in error
+    assert _prepare(monkeypatch, photos, '--out', tmp_path / 'out', '--size', 128, '--step', 100) == 0
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=str)
+@pytest.mark.parametrize('whole_group', [True, False])
+def test_a_signal_ends_it_with_one_sentence_and_no_orphans(photos, tmp_path, number, whole_group):
+    many = tmp_path / 'many'
+    many.mkdir()
+    for index in range(200):
+        shutil.copy(photos / 'cat.png', many / f'{index}.png')
+    out = tmp_path / 'out'
+    running = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'prepare_data.py'), str(many), '--out', str(out),
+         '--size', '128', '--processes', '2'], env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob('train_gt/.*.done')) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (os.killpg if whole_group else os.kill)(running.pid, number)
+    error = running.communicate(timeout=60)[1].replace('\r', '\n')
+    assert running.returncode == 128 + number
+    said = [line for line in error.splitlines() if line.strip() and 'photo' not in line.partition(';')[0]]
+    assert said == [f'stopped by {number.name}; the same command goes on after the photographs that are done']
+    with pytest.raises(ProcessLookupError):  # nobody of its group is left
+        for _ in range(50):
+            os.killpg(running.pid, 0)
+            time.sleep(0.1)
+    assert not list(out.glob('train_gt/.*.part'))
+    assert 0 < len(list(out.glob('train_gt/.*.done'))) < 200

@@ -1,14 +1,22 @@
 """Images as BasicSR makes, packs and measures them. All are (H, W, 3), blue first, uint8."""
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
+import cv2
+import lmdb
 import numpy as np
 from basicsr.metrics.psnr_ssim import calculate_psnr
-from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from basicsr.utils.matlab_functions import imresize
+from tqdm import tqdm
+
+_COMPRESSION = 1  # of PNG, as in BasicSR's own LMDBs: larger and faster
+_LONGEST_KEY = 400  # bytes; LMDB takes 511
+_PAGES, _SPARE = 2**14, 2**24  # bytes: what an entry may waste, and the LMDB itself
 
 
 def bicubic(image: np.ndarray, factor: float) -> np.ndarray:
@@ -23,11 +31,31 @@ def psnr(image: np.ndarray, truth: np.ndarray, border: int) -> float:
 
 
 def make_lmdb(folder: Path) -> Path:
-    """Pack the PNG files of ``folder`` into ``folder.lmdb``, in BasicSR's layout; an older LMDB is replaced."""
+    """Pack the PNG files of ``folder`` into ``folder.lmdb``, in BasicSR's layout; an older LMDB is replaced.
+
+    Raises:
+        OSError: if an image cannot be read, or the LMDB not be written.
+    """
     target, fresh = folder.with_suffix('.lmdb'), folder.with_name(f'{folder.name}.part.lmdb')
     for old in (fresh, target):
         shutil.rmtree(old, ignore_errors=True)
-    names = sorted(path.name for path in folder.glob('*.png'))
-    make_lmdb_from_imgs(str(folder), str(fresh), names, [Path(name).stem for name in names])
+    files = sorted(folder.glob('*.png'))
+    size = 2 * sum(file.stat().st_size for file in files) + len(files) * _PAGES + _SPARE
+    with lmdb.open(str(fresh), map_size=size) as environment, environment.begin(write=True) as transaction, \
+            (fresh / 'meta_info.txt').open('w', encoding='ascii') as listing:
+        for file in tqdm(files, unit='image', desc=target.name):
+            image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED)
+            if image is None:
+                raise OSError(f'{file} cannot be read as an image')
+            content = cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, _COMPRESSION])[1]
+            transaction.put(lmdb_key(file.stem).encode('ascii'), content.tobytes())
+            height, width, channels = (*image.shape, 1)[:3]
+            listing.write(f'{lmdb_key(file.stem)}.png ({height},{width},{channels}) {_COMPRESSION}\n')
     os.replace(fresh, target)
     return target
+
+
+def lmdb_key(name: str) -> str:
+    """The key of an image: BasicSR's ends at the first dot and is ASCII, so other characters are written as in addresses."""
+    key = quote(name, safe=' ').replace('.', '%2E')
+    return key if len(key) <= _LONGEST_KEY else key[:_LONGEST_KEY - 41] + '_' + hashlib.sha1(name.encode()).hexdigest()

@@ -129,7 +129,7 @@ def _sizes(data: Options) -> Iterator[tuple[str, int, int]]:
     folder = Path(data['dataroot_gt']).expanduser()
     if data['io_backend']['type'] == 'lmdb':
         for line in (folder / 'meta_info.txt').read_text().splitlines():
-            match = re.match(r'(\S+) \((\d+),(\d+),\d+\)', line)
+            match = re.match(r'(.+) \((\d+),(\d+),\d+\)', line)
             if match:
                 yield match[1], int(match[3]), int(match[2])
         return

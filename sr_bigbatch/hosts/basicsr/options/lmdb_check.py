@@ -35,7 +35,10 @@ def lmdb_findings(folder: Path) -> Iterable[str]:
 
 def _missing(folder: Path, cursor: lmdb.Cursor) -> Iterable[str]:
     for line in (folder / 'meta_info.txt').read_text(encoding='utf-8').splitlines():
-        key = Path(line.split(' ')[0]).stem
+        key = line.split('.')[0]  # as BasicSR reads it
+        if line.strip() and not key.isascii():
+            yield f'{folder}: BasicSR does not read {key}, which is not ASCII: make it with tools/prepare_data.py --lmdb'
+            return
         if line.strip() and not cursor.set_key(key.encode()):
             yield f'{folder} has no image {key}, which its meta_info.txt names'
             return
