@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
+import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,7 +24,6 @@ class Count(TorchDispatchMode):
     Attributes:
         by_name: operations by name, as ``convolution``.
         weight_casts: how often a parameter was cast to another dtype.
-        reads: how often a value was asked for, as by ``item``.
     """
 
     def __init__(self, *nets: nn.Module) -> None:
@@ -35,11 +37,6 @@ class Count(TorchDispatchMode):
         """Of all operations."""
         return sum(self.by_name.values())
 
-    @property
-    def reads(self) -> int:
-        """How often a value was asked for."""
-        return self.by_name['_local_scalar_dense']
-
     def __torch_dispatch__(self, func: Any, types: Iterable[type], args: tuple = (), kwargs: Any = None) -> Any:
         """Count an operation and run it."""
         name = func.overloadpacket.__name__
@@ -48,3 +45,19 @@ class Count(TorchDispatchMode):
         if name == '_to_copy' and (kwargs or {}).get('dtype') not in (None, args[0].dtype):
             self.weight_casts += args[0].data_ptr() in self._weights
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The names of the methods by which the host asks tensors for values inside; on a GPU it waits at each of them."""
+    found: list[str] = []
+    with monkeypatch.context() as patched:
+        for name in ('item', 'tolist', 'numpy', '__bool__', '__float__', '__int__'):
+            read = getattr(torch.Tensor, name)
+
+            def counted(self: torch.Tensor, *args: Any, name: str = name, read: Any = read) -> Any:
+                found.append(name)
+                return read(self, *args)
+
+            patched.setattr(torch.Tensor, name, counted)
+        yield found

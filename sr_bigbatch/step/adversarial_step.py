@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sr_bigbatch.step import undivided
 from sr_bigbatch.step.base import Step
-from sr_bigbatch.step.batch import Batch, Draft, Judged
+from sr_bigbatch.step.batch import Batch, Draft, Images, Judged
 from sr_bigbatch.step.copies import copy_in, copy_losses
 from sr_bigbatch.step.distributed import gather_batch, sum_in_place
 from sr_bigbatch.step.finite import nan_unless_finite
@@ -29,6 +29,7 @@ from sr_bigbatch.step.precision import autocast, widen
 from sr_bigbatch.step.replay import Snapshot
 from sr_bigbatch.step.report import StepReport
 from sr_bigbatch.step.sample_losses import LossSums, SampleLosses
+from sr_bigbatch.step.trial import Accumulated
 from sr_bigbatch.step.update import SafeUpdate
 
 
@@ -86,29 +87,28 @@ class AdversarialStep(Step):
             OutOfMemory: if memory ran out and no micro-batch can be made smaller; nothing has changed.
             PoisonedWeights: if a network is not finite; nothing has changed.
         """
-        batch = self._make(lq, gt, lambda sizes: self._gradients(lq, gt, sizes, update_g))
+        batch = self._make(lq, gt, lambda images, sizes: self._gradients(images, sizes, update_g))
         if batch is None:
             return StepReport({}, None, {}, self.trial.end())
         sum_in_place(list(batch.sums.values.values()))
         return self._report(StepReport(batch.losses(update_g), batch.fake, batch.verdicts, self.trial.end()))
 
-    def _gradients(self, lq: Tensor, gt: Tensor, sizes: list[int], update_g: bool = True) -> Batch:
-        batch, trial = self._graded(lq, gt, sizes, update_g), self.trial
+    def _gradients(self, images: Images, sizes: list[int], update_g: bool = True) -> Batch:
+        batch, trial = self._graded(images, sizes, update_g), self.trial
         with trial.section():
             self._differentiate(batch, for_g=update_g, for_d=True)
             if update_g:
                 self._learn(batch)
             self._reserve()
-        if update_g:
-            batch.verdicts['g'] = trial.make_usable(self.update_g, self.net_g, ('generator', 'perceptual'), batch.everything,
-                                                 lambda: self._repeat_g(batch))
-        batch.verdicts['d'] = trial.make_usable(self.update_d, self.net_d, ('discriminator',), batch.everything,
-                                             lambda: self._differentiate(batch, for_g=False, for_d=True))
+        of_g = Accumulated('g', self.net_g, self.update_g, ('generator', 'perceptual'), lambda: self._repeat_g(batch))
+        of_d = Accumulated('d', self.net_d, self.update_d, ('discriminator',),
+                           lambda: self._differentiate(batch, for_g=False, for_d=True))
+        batch.verdicts = trial.make_usable([of_g, of_d] if update_g else [of_d], batch.everything)
         return batch
 
-    def _graded(self, lq: Tensor, gt: Tensor, sizes: list[int], update_g: bool) -> Batch:
-        batch = Batch(lq, gt, self.trial.device, sizes)
+    def _graded(self, images: Images, sizes: list[int], update_g: bool) -> Batch:
         with self.trial.section(look=True):
+            batch = Batch(*images.on_device(), sizes)
             self._generate(batch, update_g)
             self._judge(batch)
         batch.grades = self._grade(batch)  # outside of sections: it communicates
@@ -132,7 +132,7 @@ class AdversarialStep(Step):
     def _images(self, batch: Batch, samples: slice) -> Tensor:
         self.trial.at_work('generator', samples)
         with autocast(batch.device, self.trial.overflow.precision.of('generator', samples)):
-            images: Tensor = self.net_g(batch.lq_at(samples))
+            images: Tensor = self.net_g(batch.lq[samples])
         return images
 
     def _judge(self, batch: Batch) -> None:
@@ -151,10 +151,10 @@ class AdversarialStep(Step):
     def _real(self, batch: Batch, samples: slice) -> Tensor:
         """What the discriminator is to take for real."""
         if self.real_images is None:
-            return batch.gt_at(samples)
+            return batch.gt[samples]
         self.trial.at_work('discriminator', samples)
         with torch.no_grad():
-            images: Tensor = self.real_images(batch.gt_at(samples))
+            images: Tensor = self.real_images(batch.gt[samples])
         return images
 
     def _logits(self, images: Tensor, samples: slice) -> Tensor:
@@ -194,7 +194,7 @@ class AdversarialStep(Step):
             self.trial.at_work('perceptual', samples)
             images = batch.fake[samples].requires_grad_()
             with autocast(batch.device, precision.of('perceptual', samples)):
-                losses = self.losses(images, batch.gt_at(samples), batch.lq_at(samples))
+                losses = self.losses(images, batch.gt[samples], batch.lq[samples])
             loss = batch.sums.add(losses, length(samples) / batch.total)
             if loss is None:
                 return

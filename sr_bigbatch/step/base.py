@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_bigbatch.step.audit import Finding
-from sr_bigbatch.step.batch import Batch
+from sr_bigbatch.step.batch import Batch, Images
 from sr_bigbatch.step.check import Check, NotExact
 from sr_bigbatch.step.distributed import batch_sizes, world_size, worst
 from sr_bigbatch.step.elastic_plan import ElasticPlan
@@ -119,7 +119,7 @@ class Step:
         Args:
             lq: (B, C, h, w).
             gt: (B, C, H, W).
-            dtype: float64 or float32; what does not run in float64 runs in float32.
+            dtype: float64 or float32, without TF32; what does not run in float64 runs in float32.
 
         Returns:
             By network, the length of the difference over the length of the undivided gradient; about 1e-15 in float64. Empty
@@ -139,7 +139,8 @@ class Step:
         """The gradients of the batch, cut as planned, by network; no weight changes."""
         sizes = batch_sizes(gt.shape[0])
         self.trial.begin(gt.shape[0], ())
-        self.trial.run(lambda: self._gradients(lq, gt, sizes), self.nets, self.updates)
+        images = Images(lq, gt, self.trial.device)
+        self.trial.run(lambda: self._gradients(images, sizes), self.nets, self.updates)
         gradients: Gradients = {name: [parameter.grad for parameter in net.parameters() if parameter.requires_grad]
                                 for name, net in self.nets.items()}
         for update in self.updates.values():
@@ -153,17 +154,18 @@ class Step:
         self._ensure_checked(lq, gt, sizes)
         self.trial.begin(gt.shape[0], self.uncuttable_parts)
         before = [Snapshot.take(self.trial.device, net) for net in self.nets.values()]
+        images = Images(lq, gt, self.trial.device)
         with self._networks_of_a_step():
-            self.trial.rehearse(lambda: self._gradients(lq, gt, sizes), self.nets, self.updates)
+            self.trial.rehearse(lambda: self._gradients(images, sizes), self.nets, self.updates)
         for snapshot in before:  # of before the power iteration
             snapshot.restore()
         return self.trial.end()
 
-    def _gradients(self, lq: Tensor, gt: Tensor, sizes: list[int]) -> Batch:
+    def _gradients(self, images: Images, sizes: list[int]) -> Batch:
         """Everything before the weights change."""
         raise NotImplementedError
 
-    def _make(self, lq: Tensor, gt: Tensor, attempt: Callable[[list[int]], Batch]) -> Batch | None:
+    def _make(self, lq: Tensor, gt: Tensor, attempt: Callable[[Images, list[int]], Batch]) -> Batch | None:
         """Check, attempt and commit; None if the batch was not finite and the step is left out."""
         self._let_go()
         trial, sizes = self.trial, batch_sizes(gt.shape[0])
@@ -172,8 +174,9 @@ class Step:
         if trial.reject_bad_input(lq, gt):
             return None
         self._verify_if_due(lq, gt)
+        images = Images(lq, gt, trial.device)
         with self._networks_of_a_step():
-            batch = trial.run(lambda: attempt(sizes), self.nets, self.updates)
+            batch = trial.run(lambda: attempt(images, sizes), self.nets, self.updates)
             trial.commit(batch, self.updates)
         self.steps += 1
         return batch

@@ -6,6 +6,7 @@ Shapes: B effective batch of this process, M micro-batch, lq (B, C, h, w), gt an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -39,9 +40,35 @@ class Judged:
     graphs: tuple[Tensor, Tensor, Tensor] | None = None  # real logits, generated images (leaf), their logits
 
 
+class Images:
+    """The images of a batch. They go to the device once a step, however often the step uses them or begins again.
+
+    Args:
+        lq: (B, C, h, w), on any device. From pinned memory it is copied without waiting; other memory is pinned first.
+        gt: (B, C, H, W), likewise.
+        device: of the networks.
+    """
+
+    def __init__(self, lq: Tensor, gt: Tensor, device: torch.device) -> None:
+        self.lq, self.gt, self.device = lq, gt, device
+        self._there: tuple[Tensor, Tensor] | None = None
+
+    def on_device(self) -> tuple[Tensor, Tensor]:
+        """Both on the device; copied when asked for the first time."""
+        if self._there is None:
+            self._there = self._copied(self.lq), self._copied(self.gt)
+        return self._there
+
+    def _copied(self, images: Tensor) -> Tensor:
+        if self.device.type == 'cuda' and images.device.type == 'cpu' and not images.is_pinned():
+            with suppress(RuntimeError):  # the system may not let so much memory be pinned
+                images = images.pin_memory()  # a copy from pageable memory waits for the device
+        return images.to(self.device, non_blocking=True)
+
+
 @dataclass
 class Batch:
-    """A batch and everything that a step finds out about it. ``lq`` and ``gt`` stay where they are, on any device.
+    """A batch on its device and everything that a step finds out about it.
 
     Attributes:
         sizes: samples of each process, in the order of their ranks.
@@ -49,7 +76,6 @@ class Batch:
 
     lq: Tensor
     gt: Tensor
-    device: torch.device
     sizes: Sequence[int]
     fake: Tensor = field(init=False)
     drafts: list[Draft] = field(default_factory=list)
@@ -61,6 +87,11 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.fake = torch.empty(self.gt.shape, dtype=self.gt.dtype, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the networks, too."""
+        return self.gt.device
 
     def __len__(self) -> int:
         return int(self.gt.shape[0])
@@ -79,14 +110,6 @@ class Batch:
     def everything(self) -> slice:
         """The slice of all samples of this process."""
         return slice(0, len(self))
-
-    def lq_at(self, samples: slice) -> Tensor:
-        """Low-resolution images on the device of the networks."""
-        return self.lq[samples].to(self.device, non_blocking=True)
-
-    def gt_at(self, samples: slice) -> Tensor:
-        """Ground truth on the device of the networks."""
-        return self.gt[samples].to(self.device, non_blocking=True)
 
     def losses(self, update_g: bool) -> dict[str, Tensor]:
         """All losses and mean logits of the whole batch of all processes; those of G only if it was its turn."""

@@ -1,15 +1,19 @@
 """The few collective operations of a step; every function is the identity in a single process."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_FOREVER = timedelta(days=365)  # a process that ends is noticed at once, whatever the limit
 _alone = False
+_hosts: weakref.WeakKeyDictionary[object, Callable[[], dist.ProcessGroup | None]] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -37,15 +41,37 @@ def rank() -> int:
     return dist.get_rank() if _has_others() else 0
 
 
+def _group_of_hosts() -> dist.ProcessGroup | None:
+    """A group in which processes exchange numbers without their GPUs, and wait for each other without a limit.
+
+    In the group of the GPUs every vote would wait for all work that was given to them, and a process that keeps the others
+    waiting for ten minutes, as one that validates may, would end the run. All processes call this for the first time at the
+    same point. None where torch has no gloo.
+    """
+    world = dist.group.WORLD
+    group = _hosts.get(world, lambda: None)()
+    if group is None and dist.is_gloo_available():
+        group = dist.new_group(backend='gloo', timeout=_FOREVER)
+        _hosts[world] = weakref.ref(group)  # torch keeps it as long as its default group
+    return group
+
+
+def _on_hosts(values: Sequence[int], operation: dist.ReduceOp.RedOpType, device: torch.device) -> list[int]:
+    """``values`` reduced over all processes; by way of ``device`` where that cannot be avoided."""
+    group = _group_of_hosts()
+    numbers = torch.tensor(values, dtype=torch.int64, device=device if group is None else 'cpu')
+    dist.all_reduce(numbers, operation, group=group)
+    return [int(number) for number in numbers.tolist()]
+
+
 def batch_sizes(count: int) -> list[int]:
     """The samples of every process, in the order of their ranks, given the ``count`` of this one."""
     if world_size() == 1:
         return [count]
-    device = torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts = [0] * world_size()
     counts[rank()] = count
-    dist.all_reduce(counts)
-    return [int(size) for size in counts.tolist()]
+    device = torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
+    return _on_hosts(counts, dist.ReduceOp.SUM, device)
 
 
 def my_samples(sizes: Sequence[int]) -> slice:
@@ -88,11 +114,10 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     if world_size() == 1 or not learning:
         return
-    present = torch.tensor([parameter.grad is not None for parameter in learning], dtype=torch.uint8,
-                           device=learning[0].device)
-    dist.all_reduce(present, dist.ReduceOp.MAX)
+    present = _on_hosts([int(parameter.grad is not None) for parameter in learning], dist.ReduceOp.MAX,
+                        learning[0].device)
     gradients = []
-    for parameter, somewhere in zip(learning, present.tolist(), strict=True):
+    for parameter, somewhere in zip(learning, present, strict=True):
         if somewhere:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -114,11 +139,7 @@ def sum_in_place(tensors: Sequence[Tensor]) -> None:
 
 def worst(code: int, device: torch.device) -> int:
     """The largest ``code`` of all processes: what has happened to one of them concerns all."""
-    if world_size() == 1:
-        return code
-    codes = torch.tensor([code], device=device)
-    dist.all_reduce(codes, dist.ReduceOp.MAX)
-    return int(codes.item())
+    return code if world_size() == 1 else _on_hosts([code], dist.ReduceOp.MAX, device)[0]
 
 
 def everywhere(value: Any) -> list[Any]:

@@ -33,10 +33,11 @@ def read(flags: Sequence[Tensor]) -> list[bool]:
     return [values[index] for index in range(len(flags))]
 
 
-def bad_samples(images: Tensor) -> list[int]:
-    """Indices of the samples of ``images`` (B, ...) that are not finite; waits for the device once."""
-    finite = torch.isfinite(widen(images.detach()).sum(tuple(range(1, images.ndim))))
-    return [index for index, good in enumerate(finite.tolist()) if not good]
+def bad_samples(*batches: Tensor) -> list[int]:
+    """Indices of the samples that are not finite in one of ``batches`` (B, ...); waits for a device once."""
+    finite = [torch.isfinite(widen(images.detach()).sum(tuple(range(1, images.ndim)))) for images in batches]
+    together = torch.stack([flags.to(finite[0].device, non_blocking=True) for flags in finite]).all(0)
+    return [index for index, good in enumerate(together.tolist()) if not good]
 
 
 def poisoned(net: nn.Module) -> list[str]:

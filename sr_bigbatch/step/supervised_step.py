@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sr_bigbatch.step import undivided
 from sr_bigbatch.step.base import Step
-from sr_bigbatch.step.batch import Batch
+from sr_bigbatch.step.batch import Batch, Images
 from sr_bigbatch.step.distributed import sum_in_place
 from sr_bigbatch.step.finite import nan_unless_finite
 from sr_bigbatch.step.observer import Observer
@@ -20,6 +20,7 @@ from sr_bigbatch.step.precision import autocast, widen
 from sr_bigbatch.step.replay import Snapshot
 from sr_bigbatch.step.report import StepReport
 from sr_bigbatch.step.sample_losses import LossSums, SampleLosses
+from sr_bigbatch.step.trial import Accumulated
 from sr_bigbatch.step.update import SafeUpdate
 
 
@@ -53,16 +54,17 @@ class SupervisedStep(Step):
             OutOfMemory: if memory ran out and no micro-batch can be made smaller; nothing has changed.
             PoisonedWeights: if the network is not finite; nothing has changed.
         """
-        batch = self._make(lq, gt, lambda sizes: self._gradients(lq, gt, sizes))
+        batch = self._make(lq, gt, self._gradients)
         if batch is None:
             return StepReport({}, None, {}, self.trial.end())
         sum_in_place(list(batch.sums.values.values()))
         return self._report(StepReport(batch.sums.values, batch.fake, batch.verdicts, self.trial.end()))
 
-    def _gradients(self, lq: Tensor, gt: Tensor, sizes: list[int]) -> Batch:
-        trial, batch = self.trial, Batch(lq, gt, self.trial.device, sizes)
-        before = Snapshot.take(batch.device, self.net_g) if self._values else None
+    def _gradients(self, images: Images, sizes: list[int]) -> Batch:
+        trial = self.trial
+        before = Snapshot.take(trial.device, self.net_g) if self._values else None
         with trial.section():
+            batch = Batch(*images.on_device(), sizes)
             self._accumulate(batch)
             trial.observer.on_phase('commit')
             self.update_g.reserve()
@@ -72,7 +74,8 @@ class SupervisedStep(Step):
                 before.restore()
             self._accumulate(batch)
 
-        batch.verdicts['g'] = trial.make_usable(self.update_g, self.net_g, ('generator',), batch.everything, again)
+        accumulated = Accumulated('g', self.net_g, self.update_g, ('generator',), again)
+        batch.verdicts = trial.make_usable([accumulated], batch.everything)
         return batch
 
     def _accumulate(self, batch: Batch) -> None:
@@ -81,9 +84,9 @@ class SupervisedStep(Step):
         for samples in micro_slices(len(batch), self.plan.micro.generator):
             self.trial.at_work('generator', samples)
             with autocast(batch.device, precision.of('generator', samples)):
-                generated = widen(self.net_g(batch.lq_at(samples)))
+                generated = widen(self.net_g(batch.lq[samples]))
                 batch.fake[samples] = generated.detach()
-                losses = self.losses(generated, batch.gt_at(samples), batch.lq_at(samples))
+                losses = self.losses(generated, batch.gt[samples], batch.lq[samples])
             loss = batch.sums.add(losses, length(samples) / batch.total)
             if loss is None:
                 raise ValueError('a supervised step needs at least one loss')

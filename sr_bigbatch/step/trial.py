@@ -3,13 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sr_bigbatch.step.distributed import worst
-from sr_bigbatch.step.finite import bad_samples
+from sr_bigbatch.step.finite import bad_samples, read
 from sr_bigbatch.step.memory_guard import MemoryGuard
 from sr_bigbatch.step.observer import NoObserver, Observer
 from sr_bigbatch.step.out_of_memory import OutOfMemory, is_out_of_memory
@@ -28,6 +29,25 @@ class _HasVerdicts(Protocol):
 
 
 Work = TypeVar('Work', bound=_HasVerdicts)
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """The gradient that a step has accumulated for one network.
+
+    Attributes:
+        name: of the network, ``'g'`` or ``'d'``.
+        net: the network, for the names of its parameters.
+        update: owns its optimizer.
+        parts: of the step, whose dtype matters to this gradient.
+        again: accumulates it anew.
+    """
+
+    name: str
+    net: nn.Module
+    update: SafeUpdate
+    parts: Collection[str]
+    again: Callable[[], None]
 
 
 class Restart(Exception):
@@ -71,7 +91,7 @@ class Trial:
 
     def reject_bad_input(self, *images: Tensor) -> bool:
         """Whether a sample of a batch is not finite, on any process; such a step is left out."""
-        bad = sorted({index for batch in images for index in bad_samples(batch)}) if self.values else []
+        bad = bad_samples(*images) if self.values else []
         if not worst(int(bool(bad)), self.device):
             return False
         text = f'samples {bad} are' if bad else 'samples of another process are'
@@ -88,7 +108,7 @@ class Trial:
         """A piece of work that may run out of memory. It ends in the vote of all processes.
 
         Args:
-            look: whether to look for overflows, too, which waits for the device.
+            look: whether to look for overflows, too; on a GPU this waits for it.
 
         Raises:
             Restart: if the step has to begin again.
@@ -170,38 +190,45 @@ class Trial:
         for update in updates.values():
             update.reset()
 
-    def make_usable(self, update: SafeUpdate, net: nn.Module, parts: Collection[str], everything: slice,
-                 again: Callable[[], None]) -> Verdict:
-        """Bring an accumulated gradient to be applied: repeat it at lower scales and then in wider dtypes.
+    def make_usable(self, accumulated: Sequence[Accumulated], everything: slice) -> dict[str, Verdict]:
+        """Bring accumulated gradients to be applied: repeat them at lower scales and then in wider dtypes.
+
+        A GPU is waited for once, whatever the number of gradients, as long as all of them are finite.
 
         Args:
-            update: of the network.
-            net: the network, for the names of its parameters.
-            parts: of the step, whose dtype matters to this gradient.
+            accumulated: the gradients, each of another network.
             everything: the slice of all samples.
-            again: accumulates the gradient anew.
 
         Returns:
-            USABLE or REFUSED.
+            USABLE or REFUSED, by network.
 
         Raises:
             Restart: if the whole step has to begin again.
             PoisonedWeights: if a parameter is not finite.
         """
-        while not update.finalize_gradient():
+        flags = [each.update.total_gradient() for each in accumulated]
+        known = iter(read([flag for flag in flags if flag is not None]))
+        finite = [flag is None or next(known) for flag in flags]
+        return {each.name: self._make_usable(each, everything, good)
+                for each, good in zip(accumulated, finite, strict=True)}
+
+    def _make_usable(self, each: Accumulated, everything: slice, finite: bool) -> Verdict:
+        usable = each.update.decide(finite)
+        while not usable:
             with self.section(look=True):
                 pass  # a forward overflow that was noticed meanwhile explains the gradient: it comes first
-            name = next((name for name, parameter in net.named_parameters() if parameter is update.first_nonfinite),
-                        'a parameter')
-            action = self.overflow.answer(update, parts, everything)
+            name = next((name for name, parameter in each.net.named_parameters()
+                         if parameter is each.update.first_nonfinite), 'a parameter')
+            action = self.overflow.answer(each.update, each.parts, everything)
             if action is None:
-                refuse_poisoned(net)
+                refuse_poisoned(each.net)
                 self.tell('refused', name, f'the gradient of {name} is not finite or beyond float32, and neither a lower '
                           'scale nor a wider dtype is left; this network was not changed')
                 return Verdict.REFUSED
             self.tell('gradient overflow', name, f'the gradient of {name} is not finite; {action}')
             with self.section():
-                again()
+                each.again()
+            usable = each.update.finalize_gradient()
         return Verdict.USABLE
 
     def end(self) -> list[Event]:

@@ -45,6 +45,7 @@ class SafeUpdate:
         self.noise = NoiseScale()
         self._part: tuple[Tensor, int, int] | None = None
         self._squared_norm: Tensor | None = None
+        self._norms: tuple[list[Tensor], Tensor] | None = None
         self._late = LateFlag()
 
     @property
@@ -95,7 +96,15 @@ class SafeUpdate:
         """Sum the accumulated gradient over all processes and divide the scale out. Call it once per accumulation.
 
         Returns:
-            Whether it is finite and may be applied; one that is not is forgotten.
+            Whether it is finite and may be applied; one that is not is forgotten. This waits for the device.
+        """
+        finite = self.total_gradient()
+        return self.decide(finite is None or bool(finite))
+
+    def total_gradient(self) -> Tensor | None:
+        """The first half of :meth:`finalize_gradient`, without waiting: a flag on the device, whether all is finite.
+
+        None where there is nothing to look at, which counts as finite.
         """
         sum_gradients(self.parameters)
         parameters = [parameter for parameter in self.parameters if parameter.grad is not None]
@@ -103,17 +112,22 @@ class SafeUpdate:
         if self.scale != 1:
             torch._foreach_div_(gradients, self.scale)
         if not gradients or not self._values:
-            return True
+            return None
         # The norm, not isfinite: one finite gradient of 1e30 sets Adam's second moment to inf for ever, and its square
-        # overflows here. One synchronisation per network and step.
+        # overflows here.
         norms = torch.stack(torch._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
-        if bool(torch.isfinite(norm)):
-            self._squared_norm = norm**2
-            return True
-        self.first_nonfinite = parameters[int(norms.nan_to_num(float('inf')).argmax())]
-        self.reset()
-        return False
+        self._squared_norm, self._norms = norm**2, (parameters, norms)
+        return torch.isfinite(norm)
+
+    def decide(self, finite: bool) -> bool:
+        """The second half: keep a finite gradient, and forget another one; returns ``finite``."""
+        if not finite and self._norms is not None:
+            parameters, norms = self._norms
+            self.first_nonfinite = parameters[int(norms.nan_to_num(float('inf')).argmax())]
+            self.reset()
+        self._norms = None
+        return finite
 
     def apply(self) -> Verdict:
         """Step the optimizer with a gradient that :meth:`finalize_gradient` has approved, and forget the gradient.

@@ -24,7 +24,7 @@ from sr_bigbatch.step.update import SafeUpdate
 
 _TOO_LARGE = 2.0**40  # beyond float16 for any network; a power of two, so that wider formats lose nothing
 CHECKS = (Trial.reject_bad_input, OverflowGuard.look_at, OverflowGuard.widen_overflowed, nan_unless_finite,
-          SafeUpdate.is_doomed, SafeUpdate.finalize_gradient, Snapshot.take)
+          SafeUpdate.is_doomed, Trial.make_usable, Snapshot.take)
 """Everything that our step does only because something might overflow."""
 
 

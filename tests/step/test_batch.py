@@ -7,15 +7,14 @@ from tests.step.small import batch, gan_loss
 
 
 def test_a_batch_knows_its_place_among_those_of_all_processes():
-    made = Batch(*batch(3), torch.device('cpu'), [3])
+    made = Batch(*batch(3), [3])
     assert (len(made), made.total, made.everything, made.mine) == (3, 3, slice(0, 3), slice(0, 3))
     assert made.fake.shape == made.gt.shape
-    assert made.gt_at(slice(1, 3)).shape == (2, 3, 12, 12) and made.lq_at(slice(0, 1)).shape == (1, 3, 6, 6)
 
 
 def test_mean_logits_are_weighted_by_the_samples_of_each_part():
     real, fake = torch.randn(3, 1), torch.randn(3, 1)
-    made = Batch(*batch(3), torch.device('cpu'), [3])
+    made = Batch(*batch(3), [3])
     grades = grade(gan_loss, real, fake, relativistic=True)
     made.grades = [grades.at(slice(0, 2)), grades.at(slice(2, 3))]
     made.judged = [Judged(part, None, real[part], fake[part]) for part in (slice(0, 2), slice(2, 3))]

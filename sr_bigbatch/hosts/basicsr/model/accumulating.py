@@ -175,7 +175,6 @@ class Accumulating(HostModel):
         self.events.take(current_iter, self.report.events, self.files)
         self.idle = [index for index, name in enumerate('gd'[:len(self.optimizers)])
                      if self.report.verdicts.get(name) is Verdict.REFUSED or not self.report.losses]
-        self.log_dict = self.get_current_log()
         if self.report.output is not None:
             self.output = self.report.output
         if self.ema_decay > 0 and self.report.verdicts.get('g') is Verdict.COMMITTED:
@@ -226,6 +225,15 @@ class Accumulating(HostModel):
         """Generate and judge the images of a validation set; a metric that fails on one image loses that image alone."""
         validate(self, dataloader, current_iter, tb_logger, save_img)
 
+    @property
+    def log_dict(self) -> dict[str, float]:
+        """What is logged of the last iteration; a GPU is waited for only by who asks."""
+        return self.get_current_log()
+
+    @log_dict.setter
+    def log_dict(self, log: dict[str, float]) -> None:
+        """BasicSR's own update sets it; what counts is the report of ours."""
+
     def get_current_log(self) -> OrderedDict[str, float]:
         """Losses of the last iteration, over the whole batch of all processes; loss scales; counters of events.
 
@@ -233,12 +241,13 @@ class Accumulating(HostModel):
         last are from those of the undivided one, relative to their length.
         """
         losses = {} if self.report is None else self.report.losses
+        values = torch.stack([value.double() for value in losses.values()]).tolist() if losses else []
         scales = {f'scale_{name}': wrapper.safe_update.scale
                   for name, wrapper in zip('gd', self.optim_wrappers, strict=False) if self.dtype is torch.float16}
         noise = {f'noise_scale_{name}': wrapper.safe_update.noise.value
                  for name, wrapper in zip('gd', self.optim_wrappers, strict=False)}
         verified = self.step.last_verification if self.settings.verify_every else {}
-        return OrderedDict({**{name: value.item() for name, value in losses.items()}, **scales, **self.events.values(),
+        return OrderedDict({**dict(zip(losses, values, strict=True)), **scales, **self.events.values(),
                             **{f'verify_{name}': value for name, value in verified.items()},
                             **{name: value for name, value in noise.items() if value is not None}})
 

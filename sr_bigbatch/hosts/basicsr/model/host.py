@@ -66,7 +66,6 @@ class HostModel:
     lq: Tensor
     gt: Tensor
     output: Tensor | None
-    log_dict: dict[str, float]
     metric_results: dict[str, float]
     best_metric_results: dict[str, dict[str, Options]]
 
