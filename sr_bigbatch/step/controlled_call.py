@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sr_bigbatch.step.arithmetic import reproducible
 from sr_bigbatch.step.in_float64 import InFloat64
 from sr_bigbatch.step.memory_of_calls import Memory
 from sr_bigbatch.step.sample_noise import Draws, Generators, SampleNoise
@@ -111,9 +112,7 @@ def undisturbed(root: Any) -> Iterator[None]:
         conditions.enter_context(torch.enable_grad())
         for device in ('cpu', 'cuda'):
             conditions.enter_context(torch.autocast(device, enabled=False))
-        for owner, name, value in _reproducible():
-            conditions.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, value)
+        conditions.enter_context(reproducible())
         for parameter in parameters:
             parameter.grad = None
         try:
@@ -124,22 +123,6 @@ def undisturbed(root: Any) -> Iterator[None]:
                 memory.restore()
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-
-
-def _reproducible() -> Iterator[tuple[Any, str, object]]:
-    """Owner, name and value of each setting of torch under which results are reproducible and float32 is float32.
-
-    torch has two interfaces for TF32, and refuses to read the older one where the newer one was used: only one is touched.
-    """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    yield cudnn, 'benchmark', False
-    yield cudnn, 'deterministic', True
-    if hasattr(matmul, 'fp32_precision'):
-        for owner in (matmul, cudnn.conv, cudnn.rnn):  # type: ignore[attr-defined]
-            yield owner, 'fp32_precision', 'ieee'
-    else:
-        yield cudnn, 'allow_tf32', False
-        yield matmul, 'allow_tf32', False
 
 
 def same_result(one: Tensor | None, other: Tensor | None) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sr_bigbatch.step.arithmetic import reproducible
 from sr_bigbatch.step.copies import copy_in, copy_losses
 from sr_bigbatch.step.distributed import alone
 from sr_bigbatch.step.memory_of_calls import Memory
@@ -17,7 +18,7 @@ from sr_bigbatch.step.replay import Snapshot, one_power_iteration
 if TYPE_CHECKING:
     from sr_bigbatch.step.base import Step
 
-# Of float32, sums in another order; where terms cancel, their rounding stays and the gradient does not.
+# Of float32 without TF32, sums in another order; where terms cancel, their rounding stays and the gradient does not.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
@@ -69,7 +70,8 @@ def _compared(step: Step, lq: Tensor, gt: Tensor, dtype: torch.dtype) -> dict[st
     device = step.trial.device
     lq, gt = lq.to(device, dtype), gt.to(device, dtype)
     rng = Snapshot.take(device, torch.nn.Identity()).rng
-    with alone(), torch.random.fork_rng([device] if device.type == 'cuda' else []), rng.replayed(device):
+    forked = torch.random.fork_rng([device] if device.type == 'cuda' else [])
+    with alone(), reproducible(), forked, rng.replayed(device):
         nets = {name: copy_in(net, dtype) for name, net in step.nets.items()}
         twin = step.twin(nets, copy_losses(step.losses, dtype), _cut(step, len(gt)))
         # A function is not copied, and the loss of the GAN may keep a mean of logits.

@@ -65,6 +65,7 @@ class TrainingSettings:
         exact: False for plain accumulation.
         relativistic: False for the plain GAN of SRGAN.
         verify_every: iterations from one comparison with the undivided batch to the next; 0 for the first one alone.
+        tf32: whether float32 may be rounded to TF32; None for what torch does.
         budget_bytes: what the training may use; None for what the device has.
         batch_schedule: of :class:`sr_bigbatch.progressive.batch_schedule.BatchSchedule`, or None.
         optim_wrapper: for mmengine's builder.
@@ -85,6 +86,7 @@ class TrainingSettings:
     exact: bool
     relativistic: bool
     verify_every: int
+    tf32: bool | None
     budget_bytes: int | None
     batch_schedule: Any
     optim_wrapper: Options
@@ -116,7 +118,8 @@ class TrainingSettings:
             micro_batch_size=_micro_batch_size(train.get('micro_batch_size'), data),
             kept_graphs=_kept_graphs(train.get('kept_graphs', None if by_itself else 0)),
             exact=train.get('accumulation', 'exact') == 'exact', relativistic=bool(train.get('relativistic_gan', True)),
-            verify_every=int(train.get('verify_every') or 0), budget_bytes=None if budget is None else int(budget * 1e9),
+            verify_every=int(train.get('verify_every') or 0), tf32=train.get('tf32'),
+            budget_bytes=None if budget is None else int(budget * 1e9),
             batch_schedule=train.get('batch_schedule'), optim_wrapper={**WRAPPER, **(train.get('optim_wrapper') or {})},
             averages=bool(train.get('ema_decay')), stages=stages_of(opt),
             prepends='prepend' in {hook.get('growth') for hook in hooks}, hooks=hooks, gpus=gpus_of(opt))

@@ -21,6 +21,7 @@ from sr_bigbatch.nets import rrdb, vgg_discriminator
 from sr_bigbatch.nets.arrangement import arrange
 from sr_bigbatch.progressive.crop_size import CropSize
 from sr_bigbatch.step.adversarial_step import AdversarialStep
+from sr_bigbatch.step.arithmetic import set_tf32
 from sr_bigbatch.step.plan import StepPlan
 
 
@@ -83,14 +84,15 @@ class AccumulatingMMagicESRGAN(ESRGAN):  # type: ignore[misc]
     counts every iteration twice for its discriminator, and takes relativistic means over parts of the batch.
 
     Args:
-        micro_batch_size, kept_graphs, accumulation, verify_every: see
+        micro_batch_size, kept_graphs, accumulation, verify_every, tf32: see
             :class:`sr_bigbatch.hosts.mmengine.model.AccumulatingESRGAN`.
         **kwargs: as in mmagic; ``optim_wrapper`` needs an OverflowSafeOptimWrapper for ``generator`` and ``discriminator``.
     """
 
     def __init__(self, micro_batch_size: int | dict[str, int] = 1, kept_graphs: int = 0, accumulation: str = 'exact',
-                 verify_every: int | None = 0, **kwargs: Any) -> None:
+                 verify_every: int | None = 0, tf32: bool | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        set_tf32(tf32)
         self.first_plan = StepPlan.of(micro_batch_size, kept_graphs, exact=accumulation == 'exact')
         self.verify_every = verify_every
         self.accumulating: AdversarialStep | None = None

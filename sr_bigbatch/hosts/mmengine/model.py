@@ -21,6 +21,7 @@ from sr_bigbatch.nets.arrangement import arrange
 from sr_bigbatch.nets.rrdb import CheckpointedRRDBNet
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
 from sr_bigbatch.step.adversarial_step import AdversarialStep
+from sr_bigbatch.step.arithmetic import set_tf32
 from sr_bigbatch.step.distributed import same_everywhere
 from sr_bigbatch.step.plan import WHOLE, StepPlan
 from sr_bigbatch.step.report import StepReport
@@ -60,6 +61,7 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
         data_preprocessor: settings; None for :class:`HostDataPreprocessor`.
         accumulation: ``exact`` or ``plain``.
         verify_every: see :class:`sr_bigbatch.step.adversarial_step.AdversarialStep`.
+        tf32: see :func:`sr_bigbatch.step.arithmetic.set_tf32`.
 
     Attributes:
         report: of the last step.
@@ -74,8 +76,9 @@ class AccumulatingESRGAN(BaseModel):  # type: ignore[misc]
                  pixel_loss: Settings | None = None, perceptual_loss: Settings | None = None,
                  micro_batch_size: int | dict[str, int] = 1, kept_graphs: int = 0, relativistic_gan: bool = True,
                  ema_decay: float = 0.0, data_preprocessor: Settings | None = None,
-                 accumulation: str = 'exact', verify_every: int | None = 0) -> None:
+                 accumulation: str = 'exact', verify_every: int | None = 0, tf32: bool | None = None) -> None:
         super().__init__(data_preprocessor or {'type': 'HostDataPreprocessor'})
+        set_tf32(tf32)
         self.net_g, self.net_d = MODELS.build(net_g), MODELS.build(net_d)
         self.net_g_ema = copy.deepcopy(self.net_g).requires_grad_(False) if ema_decay else None
         pixel, perceptual, gan = (_loss(settings) for settings in (pixel_loss, perceptual_loss, gan_loss))

@@ -31,6 +31,7 @@ from sr_bigbatch.nets.arrangement import arrange
 from sr_bigbatch.options import OptionError, unshared
 from sr_bigbatch.progressive.batch_schedule import BatchSchedule
 from sr_bigbatch.progressive.crop_size import set_crop_size
+from sr_bigbatch.step.arithmetic import set_tf32
 from sr_bigbatch.step.audit import table
 from sr_bigbatch.step.base import Step
 from sr_bigbatch.step.check import NotExact
@@ -74,6 +75,7 @@ class Accumulating(HostModel):
         given = TrainingSettings.from_options(opt)
         if given.gpus > 1 and not opt.get('dist'):
             raise OptionError([SEVERAL_GPUS.format(given.gpus)])
+        set_tf32(given.tf32)
         self.current_iter, self.restores = 0, 0
         self.report: StepReport | None = None
         self.events, self.files, self.told = EventLog(), list[str](), list[str]()

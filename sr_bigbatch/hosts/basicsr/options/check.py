@@ -25,7 +25,8 @@ _SECTIONS: dict[str, set[str]] = {
              'resume_state', 'ignore_resume_networks', 'experiments_root'},
     'train': {'ema_decay', 'optim_g', 'optim_d', 'scheduler', 'total_iter', 'warmup_iter', 'pixel_opt', 'perceptual_opt',
               'ldl_opt', 'gan_opt', 'net_d_iters', 'net_d_init_iters', 'micro_batch_size', 'memory_budget_gb',
-              'kept_graphs', 'accumulation', 'relativistic_gan', 'optim_wrapper', 'batch_schedule', 'verify_every'},
+              'kept_graphs', 'accumulation', 'relativistic_gan', 'optim_wrapper', 'batch_schedule', 'verify_every',
+              'tf32'},
     'val': {'val_freq', 'val_at_start', 'save_img', 'pbar', 'suffix', 'metrics'},
     'logger': {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb', 'keep_last', 'keep_best'},
 }

@@ -49,6 +49,8 @@ SCHEMA: _Schema = {
             verify_every=_key('a whole number of iterations, 0 or more',
                               'how often a real batch is compared with the undivided one; 0: a part of the first alone',
                               **_SHARE),
+            tf32=_key('true, false or ~', 'whether float32 may be rounded to TF32 on a GPU; ~ leaves it to torch',
+                      type=['boolean', 'null']),
             relativistic_gan=_key('true or false', 'false is the plain GAN of SRGAN', type='boolean'),
             batch_schedule=_key('a list of {batch_size, until}, or {start, by: noise_scale}',
                                 'an effective batch that grows during the run', type=['array', 'object', 'null']),
