@@ -10,8 +10,15 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY, Registry
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sr_bigbatch.hosts.basicsr.settings import Options
+
+_MOST_PARAMETERS = 30_000
+
+
+class Endless(ValueError):
+    """A network that would be built for ever."""
 
 
 def names_of(registry: Registry) -> dict[str, Callable[..., Any]]:
@@ -25,8 +32,27 @@ def construct(registry: Registry, settings: Options) -> nn.Module:
     # Which memory policy `auto` stands for is decided when the device is known.
     arguments = {key: value for key, value in settings.items()
                  if key != 'type' and (key, value) != ('activation_memory', 'auto')}
-    module: nn.Module = names_of(registry)[settings['type']](**arguments)
+    with _not_endless():
+        module: nn.Module = names_of(registry)[settings['type']](**arguments)
     return module
+
+
+@contextmanager
+def _not_endless() -> Iterator[None]:
+    """Refuse to build a network without end, as one of 10^12 blocks would be."""
+    registered = 0
+
+    def count(*_: object) -> None:
+        nonlocal registered
+        registered += 1
+        if registered > _MOST_PARAMETERS:
+            raise Endless(f'it would have more than {_MOST_PARAMETERS} weight tensors: is a number of blocks too large?')
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def network_to_inspect(settings: Options) -> nn.Module:
@@ -41,6 +67,8 @@ def network_to_inspect(settings: Options) -> nn.Module:
         try:
             with torch.device('meta'):
                 return construct(ARCH_REGISTRY, settings)
+        except Endless:
+            raise
         except Exception:  # it reads values, or makes tensors on a device that it names
             return construct(ARCH_REGISTRY, settings)
 

@@ -1,17 +1,21 @@
 """Checks the options of a BasicSR training before anything is built, and completes them as BasicSR does."""
 from __future__ import annotations
 
+import copy
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sr_bigbatch.files.names import fault_of_name
 from sr_bigbatch.hosts.basicsr.build import build_findings, part_findings
+from sr_bigbatch.hosts.basicsr.construct import reason
+from sr_bigbatch.hosts.basicsr.options.data_files import data_findings
 from sr_bigbatch.hosts.basicsr.options.files import file_findings, vgg_findings
-from sr_bigbatch.hosts.basicsr.options.schema import schema_findings
+from sr_bigbatch.hosts.basicsr.options.schema import schema_findings, with_whole_numbers
 from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings, gpus_of
+from sr_bigbatch.hosts.basicsr.tried_parts import trial_findings
 from sr_bigbatch.hosts.shared_memory import batch_bytes, lack_of_room
 from sr_bigbatch.options import OptionError, unknown_keys
 from sr_bigbatch.progressive.batch_schedule import BatchSchedule
@@ -59,13 +63,18 @@ def check(opt: Options, *, data: bool = True, weights: bool = True) -> None:
     for look in (schema_findings, part_findings, _numbers):
         findings += _as_far_as_possible(look, opt, findings)
     if not findings:
-        findings += build_findings(opt)
+        opt = with_whole_numbers(copy.deepcopy(opt))  # as `complete` has them
+    for look in (build_findings, trial_findings):
+        if not findings:
+            findings += _as_far_as_possible(look, opt, findings)
     if data or weights:
         findings += _as_far_as_possible(file_findings if data else vgg_findings, opt, findings)
     if data:
         findings += _as_far_as_possible(_shared_memory, opt, findings)
+    if data and not findings:
+        findings += _as_far_as_possible(data_findings, opt, findings)
     if findings:
-        raise OptionError(findings)
+        raise OptionError(list(dict.fromkeys(findings)))
 
 
 def _as_far_as_possible(look: Callable[[Options], Iterable[str]], opt: Options, known: list[str]) -> list[str]:
@@ -74,9 +83,11 @@ def _as_far_as_possible(look: Callable[[Options], Iterable[str]], opt: Options, 
     try:
         for finding in look(opt):
             found.append(finding)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except Exception as error:  # of whatever code it is that the options name
         if not known and not found:
-            raise
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            found.append(f'the options could not be checked ({Path(place.filename).name}, line {place.lineno}: '
+                         f'{reason(error)})')
     return found
 
 
@@ -85,7 +96,7 @@ def _known_names(opt: Options) -> Iterable[str]:
     for section, known in _SECTIONS.items():
         yield from unknown_keys(opt if section == '' else opt.get(section) or {}, known, section, elsewhere)
     for phase, dataset in opt.get('datasets', {}).items():
-        if phase != 'train' and phase.split('_')[0] != 'val':
+        if phase != 'train' and str(phase).split('_')[0] != 'val':
             yield f'datasets.{phase}: a data set is named train, val or val_...'
         elif not isinstance(dataset, dict):
             yield f'datasets.{phase} must be a section of "key: value" lines'
@@ -109,6 +120,8 @@ def _missing(opt: Options) -> Iterable[str]:
         yield 'network_d is missing'
     if train.get('ldl_opt') and not train.get('ema_decay'):
         yield 'train.ldl_opt compares with the averaged generator: set train.ema_decay, e.g. to 0.999'
+    if opt.get('val') and opt['val'].get('val_freq') is None:
+        yield 'val.val_freq is missing'
     if not wanted and not train.get('pixel_opt') and not train.get('perceptual_opt'):
         yield 'train.pixel_opt and train.perceptual_opt are both missing: one of them is needed'
 
@@ -122,25 +135,10 @@ def _name(opt: Options) -> Iterable[str]:
 
 def _numbers(opt: Options) -> Iterable[str]:
     train, data = opt['train'], opt['datasets']['train']
-    integers = {'scale': opt['scale'], 'train.total_iter': train['total_iter'],
-                'datasets.train.batch_size_per_gpu': data['batch_size_per_gpu'], 'datasets.train.gt_size': data['gt_size'],
-                'logger.print_freq': opt['logger']['print_freq'],
-                'logger.save_checkpoint_freq': opt['logger']['save_checkpoint_freq']}
-    if opt.get('val'):
-        integers['val.val_freq'] = opt['val'].get('val_freq')
-    wrong = [name for name, value in integers.items() if not _is_whole(value, at_least=1)]
-    yield from (f'{name} must be a positive whole number, got {integers[name]!r}' for name in wrong)
-    if not (opt['num_gpu'] == 'auto' or _is_whole(opt['num_gpu'], at_least=0)):
-        yield f'num_gpu must be auto, 0 (CPU) or a number of GPUs, got {opt["num_gpu"]!r}'
-    decay = train.get('ema_decay') or 0
-    if not isinstance(decay, int | float) or not 0 <= decay < 1:
-        yield f'train.ema_decay must be in [0, 1), got {decay!r}'
     wrapper = train.get('optim_wrapper')
     half = isinstance(wrapper, dict) and wrapper.get('dtype') == 'bfloat16'
     if half and gpus_of(opt) and not has_bfloat16(torch.device('cuda')):
         yield f'train.optim_wrapper.dtype: {NO_BFLOAT16}'
-    if wrong:
-        return
     if train.get('batch_schedule') is not None:
         try:
             BatchSchedule(train['batch_schedule'], int(data['batch_size_per_gpu']) * world_size(), world_size())
@@ -163,13 +161,9 @@ def _shared_memory(opt: Options) -> Iterable[str]:
         yield f'datasets.train: {lack}'
 
 
-def _is_whole(value: Any, at_least: int) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and value == int(value) and value >= at_least
-
-
 def complete(opt: Options, root: Path, *, auto_resume: bool, debug: bool) -> None:
     """Fill in what BasicSR's ``parse_options`` fills in: phases, paths under ``root``, debug frequencies."""
+    with_whole_numbers(opt)
     opt['is_train'], opt['auto_resume'], opt['root_path'] = True, auto_resume, str(root)
     if debug and not opt['name'].startswith('debug'):
         opt['name'] = f'debug_{opt["name"]}'
@@ -190,5 +184,3 @@ def complete(opt: Options, root: Path, *, auto_resume: bool, debug: bool) -> Non
         if opt.get('val'):
             opt['val']['val_freq'] = 8
         opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
-    for section, key in (('logger', 'print_freq'), ('logger', 'save_checkpoint_freq'), ('train', 'total_iter')):
-        opt[section][key] = int(opt[section][key])

@@ -12,14 +12,15 @@ import torch
 import torchvision
 from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH
 from basicsr.utils import get_root_logger
-from PIL import Image
 
+from sr_bigbatch.hosts.basicsr.options.data_files import size_of
 from sr_bigbatch.hosts.basicsr.options.lmdb_check import lmdb_findings
 from sr_bigbatch.hosts.basicsr.options.pretrained import pretrained_findings
 from sr_bigbatch.hosts.basicsr.settings import Options, stages_of
 from sr_bigbatch.options import did_you_mean
 from sr_bigbatch.step.words import count
 
+_MOST_SHOWN = 10**8  # images of an epoch: their order takes 8 bytes each
 _VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
 
@@ -28,6 +29,9 @@ def file_findings(opt: Options) -> list[str]:
     findings = [*vgg_findings(opt), *pretrained_findings(opt)]
     for phase, dataset in opt['datasets'].items():
         findings += _dataset(dataset, f'datasets.{phase}')
+        listing = dataset.get('meta_info_file')
+        if listing is not None and not Path(listing).is_file():
+            findings.append(f'datasets.{phase}.meta_info_file: there is no file {listing}')
     if not findings:
         findings += [*_batch(opt), *_too_small(opt)]
     return findings
@@ -87,7 +91,7 @@ def _dataset(dataset: Options, where: str) -> Iterable[str]:
         if not folder.is_dir():
             yield (f'{where}.{key}: there is no folder {value}; make it with tools/prepare_data.py (for a look: '
                    'python tools/prepare_data.py --bundled)')
-        elif dataset.get('io_backend', {}).get('type') == 'lmdb':
+        elif (dataset.get('io_backend') or {}).get('type') == 'lmdb':
             if not value.endswith('.lmdb') or not (folder / 'meta_info.txt').is_file():
                 yield (f'{where}.{key}: {value} is not an LMDB of BasicSR: its name must end in .lmdb and it holds '
                        'meta_info.txt')
@@ -103,7 +107,11 @@ def _batch(opt: Options) -> Iterable[str]:
         return
     images, batch = count_images(data), int(data['batch_size_per_gpu'])
     processes = int(os.environ.get('WORLD_SIZE', 1))
-    shown = int(images * data.get('dataset_enlarge_ratio', 1)) // processes
+    everything = images * data.get('dataset_enlarge_ratio', 1)
+    shown = int(everything) // processes
+    if everything > _MOST_SHOWN:
+        yield (f'datasets.train.dataset_enlarge_ratio shows {everything:.0f} images an epoch, and at most {_MOST_SHOWN} can '
+               'be put in order: lower it')
     if shown < batch:
         yield (f'datasets.train has {count(images, "image")}, which cannot fill a batch of {batch} in '
                f'{count(processes, "process", "processes")}, and an unfilled batch is dropped: add photographs, lower '
@@ -134,12 +142,9 @@ def _sizes(data: Options) -> Iterator[tuple[str, int, int]]:
                 yield match[1], int(match[3]), int(match[2])
         return
     for file in sorted(folder.iterdir()):
-        if file.is_file() and not file.name.startswith('.'):
-            try:
-                with Image.open(file) as image:
-                    yield file.name, image.width, image.height
-            except OSError:
-                continue  # no image: the loader names it
+        size = size_of(file) if file.is_file() and not file.name.startswith('.') else None
+        if size is not None:  # if not, the loader names it
+            yield file.name, *size
 
 
 def count_images(data: Options) -> int:

@@ -1,37 +1,41 @@
 """The option keys that this package adds to BasicSR's, as a JSON schema: what checks them, and what editors can use."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
 
+from sr_bigbatch.hosts.basicsr.options.host_schema import HOST_SCHEMA, Schema
 from sr_bigbatch.options import did_you_mean
 
-_Schema = dict[str, Any]  # JSON
 _COUNT = {'type': 'integer', 'minimum': 1}
 _SHARE = {'type': 'integer', 'minimum': 0}
+_MOST_SHOWN = 80  # letters of a wrong value
 
 
-def _section(kind: str | list[str] = 'object', /, **properties: Any) -> _Schema:
+def _section(kind: str | list[str] = 'object', /, **properties: Any) -> Schema:
     return {'type': kind, 'properties': properties}
 
 
-def _key(must_be: str, meaning: str, **schema: Any) -> _Schema:
+def _key(must_be: str, meaning: str, **schema: Any) -> Schema:
     return {'title': must_be, 'description': meaning, **schema}
 
 
-_STAGE: _Schema = {'type': 'object', 'required': ['gt_size'], 'properties': {
+_STAGE: Schema = {'type': 'object', 'required': ['gt_size'], 'properties': {
     'gt_size': _COUNT, 'until': _COUNT, 'until_images': _COUNT, 'batch_size': _COUNT}}
-_HOOK: _Schema = {'type': 'object', 'required': ['type'], 'properties': {
+_HOOK: Schema = {'type': 'object', 'required': ['type'], 'properties': {
     'type': {'type': 'string'}, 'stages': {'type': 'array', 'items': _STAGE, 'minItems': 1},
     'growth': {'enum': ['append', 'prepend']}, 'fade_iters': _SHARE, 'warmup_iters': _SHARE, 'lead': _SHARE,
     'new_lr_factor': {'type': 'number', 'exclusiveMinimum': 0}, 'change_effective_batch': {'type': 'boolean'}}}
 
-SCHEMA: _Schema = {
+SCHEMA: Schema = {
     '$schema': 'https://json-schema.org/draft/2020-12/schema',
     'title': 'Options of sr_bigbatch, beside those of BasicSR',
+    'allOf': [HOST_SCHEMA],
     **_section(
         train=_section(
             micro_batch_size=_key(
@@ -73,25 +77,61 @@ SCHEMA: _Schema = {
         custom_hooks=_key('a list of {type: ...}', 'mmengine hooks', type=['array', 'null'], items=_HOOK))}
 
 
+def _is_number(_: object, value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_Validator = extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine('number', _is_number))
+
+
 def schema_findings(opt: Mapping[str, object]) -> Iterable[str]:
-    """A finding for each of our keys with an invalid value."""
-    errors = Draft202012Validator(SCHEMA).iter_errors(opt)
+    """A finding for each key with an invalid value, of ours and of BasicSR's; infinity and nan are no numbers."""
+    errors = _Validator(SCHEMA).iter_errors(opt)
     for error in sorted(errors, key=lambda error: list(map(str, error.absolute_path))):
         where = ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in error.absolute_path).lstrip('.')
-        yield f'{where} {_sentence(error)}'
+        yield f'{where}{_sentence(error)}'
 
 
 def _sentence(error: ValidationError) -> str:
     schema: Any = error.schema
     value: Any = error.instance
-    if error.validator == 'enum':
-        choices: Any = error.validator_value
-        return f'is {value!r}{did_you_mean(value, choices)}'
+    choices: Any = error.validator_value
+    if error.validator == 'enum' and all(isinstance(choice, str) for choice in choices):
+        return f' is {_shown(value)}{did_you_mean(value, choices)}'
     inner = [one.message for one in error.context or () if one.validator in ('required', 'additionalProperties')]
     more = f' ({inner[0]})' if inner else ''
     if 'title' in schema:
-        return f'must be {schema["title"]}, got {value!r}{more}'
-    return f': {error.message}'
+        return f' must be {schema["title"]}, got {_shown(value)}{more}'
+    return f': {_cut(error.message)}'
+
+
+def _shown(value: object) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f'{text[:_MOST_SHOWN]}...'
+
+
+def with_whole_numbers(value: Any, schema: Schema = SCHEMA) -> Any:
+    """Options in which a whole number is an ``int``, also where a file has it as ``4e5``; Python does not count with 4.0.
+
+    Args:
+        value: options that have no findings, or a part of them; sections and lists are changed in place.
+        schema: of ``value``.
+    """
+    if isinstance(value, float) and schema.get('type') in ('integer', ['integer', 'null']):
+        return int(value)
+    for part in (*schema.get('allOf', ()), *schema.get('anyOf', ())):
+        value = with_whole_numbers(value, part)
+    if isinstance(value, dict):
+        known, other = schema.get('properties', {}), schema.get('additionalProperties') or {}
+        for key, entry in value.items():
+            value[key] = with_whole_numbers(entry, known.get(key, other))
+    elif isinstance(value, list) and 'items' in schema:
+        value[:] = [with_whole_numbers(entry, schema['items']) for entry in value]
+    return value
 
 
 def reference() -> str:
@@ -105,7 +145,7 @@ def reference() -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _keys(section: _Schema, where: str) -> Iterable[tuple[str, _Schema]]:
+def _keys(section: Schema, where: str) -> Iterable[tuple[str, Schema]]:
     for name, key in section.get('properties', {}).items():
         path = f'{where}.{name}' if where else name
         if 'title' in key:
@@ -113,7 +153,7 @@ def _keys(section: _Schema, where: str) -> Iterable[tuple[str, _Schema]]:
         yield from _keys(key, path)
 
 
-def _in_words(key: _Schema) -> str:
+def _in_words(key: Schema) -> str:
     if 'enum' in key:
         return ' or '.join(f'`{choice}`' for choice in key['enum'])
     if key.get('type') == 'array':
