@@ -1,4 +1,7 @@
 """K processes with B / K samples each make the update of one process with B."""
+import time
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -192,3 +195,21 @@ def test_one_process_keeps_its_values():
     assert missing.grad is None and present.grad.tolist() == [1, 1]
     assert batch_sizes(3) == [3] and my_samples([3]) == slice(0, 3)
     assert gather_batch(present, [2]) is present
+
+
+def _one_keeps_the_others_waiting(process, folder):
+    dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=process, world_size=2,
+                            timeout=timedelta(seconds=2))
+    for _ in range(2):
+        assert worst(process, torch.device('cpu')) == 1
+        if process == 0:  # validates alone, for longer than the group of the gradients would wait
+            time.sleep(5)
+    assert batch_sizes(process + 1) == [1, 2]
+    total = torch.ones(())
+    sum_in_place([total])
+    assert total == 2
+    dist.destroy_process_group()
+
+
+def test_a_process_that_validates_may_take_as_long_as_it_takes(tmp_path):
+    run_processes(_one_keeps_the_others_waiting, (str(tmp_path),), 2)
