@@ -10,14 +10,16 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 import sr_bigbatch  # noqa: F401  (registers the components)
+from sr_bigbatch.files.storage import BadFile
 from sr_bigbatch.hosts.mmengine.runner import run
+from sr_bigbatch.hosts.mmengine.safe_runner import RunEnded
 from sr_bigbatch.options import OptionError
 
 
 def main() -> int:
     """Parse the command line, train; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 finished, 2 the configuration has to be '
-                                     'changed first.')
+    parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 finished, 1 the training could not go on, '
+                                     '2 the configuration has to be changed first, 128 + N ended and saved by signal N.')
     parser.add_argument('config', help='e.g. options/mmengine/quickstart.py')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument('--resume', action='store_true', help='go on from the newest checkpoint of the folder')
@@ -46,6 +48,12 @@ def main() -> int:
         run(config, amp=args.amp)
     except OptionError as error:
         print(f'{args.config}: training has not started. To be changed:\n{error}', file=sys.stderr)
+        return 2
+    except RunEnded as error:
+        print(f'{args.config}: the training has ended: {error}', file=sys.stderr)
+        return error.status
+    except BadFile as error:
+        print(f'{args.config}: training has not started: {error}', file=sys.stderr)
         return 2
     return 0
 

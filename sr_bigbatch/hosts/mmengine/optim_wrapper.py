@@ -111,6 +111,8 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
         state['loss_scaler'] = self.safe_update.loss_scale.state_dict()
         if self._step is not None:
             state['step'] = self._step.state_dict()
+        elif self._saved_step is not None:  # no step has been made since it was loaded
+            state['step'] = self._saved_step
         return state
 
     def load_state_dict(self, state_dict: State) -> None:

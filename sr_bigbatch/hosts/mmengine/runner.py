@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.registry import METRICS
-from mmengine.runner import Runner
 
+from sr_bigbatch.hosts.mmengine.safe_runner import SafeRunner
 from sr_bigbatch.hosts.shared_memory import AHEAD, batch_bytes, lack_of_room
 from sr_bigbatch.options import OptionError
 from sr_bigbatch.step.distributed import leave_group
@@ -75,7 +75,7 @@ def _shared_memory(config: Config) -> list[str]:
 
 
 def run(config: Config, *, amp: bool = False) -> None:
-    """Train.
+    """Train with :class:`sr_bigbatch.hosts.mmengine.safe_runner.SafeRunner`.
 
     Args:
         config: of mmengine's Runner, with ``launcher`` and ``work_dir``.
@@ -83,6 +83,8 @@ def run(config: Config, *, amp: bool = False) -> None:
 
     Raises:
         OptionError: if the machine has no room for the batches that loader workers prepare.
+        RunEnded: if it ends before its last iteration.
+        BadFile: if the checkpoint of ``load_from`` cannot be read.
     """
     findings = _shared_memory(config)
     if findings:
@@ -97,5 +99,5 @@ def run(config: Config, *, amp: bool = False) -> None:
         for settings in config.optim_wrapper.values():
             if isinstance(settings, dict) and settings.get('dtype', 'float32') == 'float32':
                 settings['dtype'] = dtype
-    Runner.from_cfg(config).train()
+    SafeRunner.from_cfg(config).train()
     leave_group()
