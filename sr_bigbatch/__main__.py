@@ -5,6 +5,7 @@ import argparse
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import sr_bigbatch
 from sr_bigbatch.options import OptionError, load, override, refuse_code
@@ -47,8 +48,18 @@ def _check(arguments: list[str]) -> None:
         override(opt, entries)
     if opt.get('model_type') in OUR_MODELS:
         check(opt)
+        _refuse_pairs_that_basicsr_does_not_make(opt)
         for note in notes(opt):
             print(f'{known.opt}: {note}', file=sys.stderr)
+
+
+def _refuse_pairs_that_basicsr_does_not_make(opt: dict[str, Any]) -> None:
+    from sr_bigbatch.hosts.basicsr.made_pairs import is_made
+    findings = [f'datasets.{phase}.dataroot_lq is missing: give it, or set type: ProgressivePairedImageDataset, which makes '
+                'low-resolution images' for phase, dataset in opt['datasets'].items()
+                if is_made(dataset) and dataset['type'] == 'PairedImageDataset']
+    if findings:
+        raise OptionError(findings)
 
 
 if __name__ == '__main__':

@@ -17,10 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from sr_bigbatch.files.outputs import OutputRefused, folded
+from sr_bigbatch.hosts.basicsr.images import SUFFIXES as SUFFIXES
 from sr_bigbatch.hosts.basicsr.images import bicubic
 from sr_bigbatch.hosts.signals import leave_signals_to_parent
 
-SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'}
 BUNDLED_TRAIN = ('astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png')
 BUNDLED_VAL = ('chelsea.png',)
 _FORMER_RECORD = re.compile(r'(?:Cut\(size=(\d+), step=(\d+), scale=\d+\)|None), scale (\d+)')  # up to version 0.1.0

@@ -4,7 +4,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import cv2
@@ -14,6 +16,7 @@ from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils.matlab_functions import imresize
 from tqdm import tqdm
 
+SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'}
 _COMPRESSION = 1  # of PNG, as in BasicSR's own LMDBs: larger and faster
 _LONGEST_KEY = 400  # bytes; LMDB takes 511
 _PAGES, _SPARE = 2**14, 2**24  # bytes: what an entry may waste, and the LMDB itself
@@ -28,6 +31,16 @@ def bicubic(image: np.ndarray, factor: float) -> np.ndarray:
 def psnr(image: np.ndarray, truth: np.ndarray, border: int) -> float:
     """Peak signal-to-noise ratio in dB, without ``border`` pixels at each side."""
     return float(calculate_psnr(image, truth, crop_border=border))
+
+
+def photographs_of(dataset: Mapping[str, Any]) -> list[Path]:
+    """The ground-truth images of a data set in a folder: those of ``meta_info_file``, or all, in order of their names."""
+    folder, listing = Path(dataset['dataroot_gt']).expanduser(), dataset.get('meta_info_file')
+    if listing is not None:
+        lines = Path(listing).read_text(encoding='utf-8').splitlines()
+        return [folder / line.split(' ')[0] for line in lines if line.strip()]
+    return sorted(file for file in folder.iterdir()
+                  if file.suffix.lower() in SUFFIXES and not file.name.startswith('.') and not file.is_dir())
 
 
 def make_lmdb(folder: Path) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torchvision
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
-from basicsr.data import build_dataset
 from basicsr.models import build_model
 
+from sr_bigbatch.hosts.basicsr.dataset import dataset_of
 from sr_bigbatch.hosts.basicsr.options.check import complete
 from sr_bigbatch.hosts.basicsr.training.train import start_processes
 
@@ -37,7 +37,7 @@ def model_of(opt: dict[str, Any], root: Path, seed: int = 0, build: Callable[[di
 
 def training_batches(opt: dict[str, Any], seed: int = 0) -> Iterator[dict[str, Any]]:
     """Random batches of the training set, without end; ``opt`` is the ``opt`` of a model."""
-    dataset, count = build_dataset(opt['datasets']['train']), opt['datasets']['train']['batch_size_per_gpu']
+    dataset, count = dataset_of(opt['datasets']['train']), opt['datasets']['train']['batch_size_per_gpu']
     generator = torch.Generator().manual_seed(seed)
     while True:
         chosen = torch.randint(len(dataset), (count,), generator=generator).tolist()

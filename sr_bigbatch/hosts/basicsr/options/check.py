@@ -40,7 +40,7 @@ _PAIRED = {'name', 'type', 'dataroot_gt', 'dataroot_lq', 'meta_info_file', 'io_b
 _REQUIRED = {'': ('name', 'model_type', 'scale', 'num_gpu', 'datasets', 'network_g', 'path', 'train', 'logger'),
              'train': ('total_iter', 'optim_g', 'scheduler'),
              'logger': ('print_freq', 'save_checkpoint_freq')}
-_TRAIN_DATA_REQUIRED = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'io_backend', 'gt_size', 'use_hflip', 'use_rot',
+_TRAIN_DATA_REQUIRED = ('name', 'type', 'dataroot_gt', 'io_backend', 'gt_size', 'use_hflip', 'use_rot',
                         'batch_size_per_gpu', 'num_worker_per_gpu')
 
 

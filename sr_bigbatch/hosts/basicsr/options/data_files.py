@@ -12,6 +12,8 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from PIL import Image
 
 from sr_bigbatch.hosts.basicsr.construct import reason
+from sr_bigbatch.hosts.basicsr.dataset import type_of
+from sr_bigbatch.hosts.basicsr.made_pairs import is_made
 from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
 
 
@@ -24,11 +26,12 @@ def data_findings(opt: Options) -> Iterator[str]:
             if given.get(key) is not None:
                 given[key] = str(Path(given[key]).expanduser())
         try:
-            dataset = DATASET_REGISTRY.get(given['type'])(given)  # `build_dataset` would open the log before its time
+            dataset = DATASET_REGISTRY.get(type_of(given))(given)  # `build_dataset` would open the log before its time
         except Exception as error:  # of whatever class it is that the options name
             yield f'{where}: {reason(error)}'
             continue
-        found = list(_pairs(dataset, opt['scale'], where)) if isinstance(dataset, PairedImageDataset) else []
+        paired = isinstance(dataset, PairedImageDataset) and not is_made(given)
+        found = list(_pairs(dataset, opt['scale'], where)) if paired else []
         yield from found or _sample(dataset, opt, where, settings.get('on_bad_image') == 'skip')
 
 

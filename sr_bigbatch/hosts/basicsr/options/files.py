@@ -13,6 +13,8 @@ import torchvision
 from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH
 from basicsr.utils import get_root_logger
 
+from sr_bigbatch.hosts.basicsr.images import photographs_of
+from sr_bigbatch.hosts.basicsr.made_pairs import is_made
 from sr_bigbatch.hosts.basicsr.options.data_files import size_of
 from sr_bigbatch.hosts.basicsr.options.lmdb_check import lmdb_findings
 from sr_bigbatch.hosts.basicsr.options.pretrained import pretrained_findings
@@ -83,6 +85,8 @@ def say_which_vgg(opt: Options) -> None:
 
 
 def _dataset(dataset: Options, where: str) -> Iterable[str]:
+    if is_made(dataset) and (dataset.get('io_backend') or {}).get('type') == 'lmdb':
+        yield f'{where}.dataroot_lq is missing: only from a folder of photographs are low-resolution images made, no LMDB'
     for key in ('dataroot_gt', 'dataroot_lq'):
         value = dataset.get(key)
         if value is None:
@@ -141,7 +145,7 @@ def _sizes(data: Options) -> Iterator[tuple[str, int, int]]:
             if match:
                 yield match[1], int(match[3]), int(match[2])
         return
-    for file in sorted(folder.iterdir()):
+    for file in photographs_of(data) if is_made(data) else sorted(folder.iterdir()):
         size = size_of(file) if file.is_file() and not file.name.startswith('.') else None
         if size is not None:  # if not, the loader names it
             yield file.name, *size
@@ -150,6 +154,8 @@ def _sizes(data: Options) -> Iterator[tuple[str, int, int]]:
 def count_images(data: Options) -> int:
     """Number of ground-truth images of a paired data set, without opening them."""
     folder = Path(data['dataroot_gt']).expanduser()
+    if is_made(data):
+        return len(photographs_of(data))
     listing = folder / 'meta_info.txt' if data['io_backend']['type'] == 'lmdb' else data.get('meta_info_file')
     if listing is not None:
         return sum(1 for line in Path(listing).read_text().splitlines() if line.strip())

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from sr_bigbatch.hosts.basicsr.made_pairs import is_made
 from sr_bigbatch.hosts.basicsr.options.pretrained import pretrained_notes
 from sr_bigbatch.hosts.basicsr.settings import Options
 
@@ -15,7 +16,7 @@ def notes(opt: Options) -> list[str]:
     Args:
         opt: checked options, before they are completed.
     """
-    return [*_gpus(opt), *pretrained_notes(opt)]
+    return [*_gpus(opt), *_made(opt), *pretrained_notes(opt)]
 
 
 def _gpus(opt: Options) -> Iterator[str]:
@@ -26,3 +27,10 @@ def _gpus(opt: Options) -> Iterator[str]:
     elif asked > 1:
         yield (f'num_gpu is {asked}: start one process for each GPU (torchrun --nproc_per_node={asked} ... --launcher '
                'pytorch); a single process is refused')
+
+
+def _made(opt: Options) -> Iterator[str]:
+    for phase, dataset in opt['datasets'].items():
+        if is_made(dataset):
+            yield (f'datasets.{phase}.dataroot_lq is not given: low-resolution images are made while it runs, by bicubic '
+                   'interpolation as tools/prepare_data.py does, which makes them once and is faster')

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.data import build_dataloader, build_dataset
+from basicsr.data import build_dataloader
 from basicsr.models import build_model
 from basicsr.utils import (
     get_env_info,
@@ -32,6 +32,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sr_bigbatch.files.checkpoint_set import set_aside
 from sr_bigbatch.files.run_lock import FolderInUse, only_run_in
+from sr_bigbatch.hosts.basicsr.dataset import dataset_of
 from sr_bigbatch.hosts.basicsr.model.best_metrics import take_logged
 from sr_bigbatch.hosts.basicsr.model.host import TrainingState
 from sr_bigbatch.hosts.basicsr.model.saved_state import OURS, GaveUp
@@ -246,7 +247,7 @@ def _unless_just_archived(make: Callable[[], None]) -> None:
 
 def _loaders(opt: Options, loop: LoopSettings) -> tuple[Any, BatchOrder, list[Any]]:
     train, val_loaders = opt['datasets']['train'], []
-    dataset = build_dataset(train)
+    dataset = dataset_of(train)
     order = BatchOrder(len(dataset), int(train['batch_size_per_gpu']), loop.seed, train.get('dataset_enlarge_ratio', 1),
                        loop.crop_sizes)
     loader = training_loader(dataset, train, order, pin_memory=opt['num_gpu'] > 0)
@@ -254,5 +255,5 @@ def _loaders(opt: Options, loop: LoopSettings) -> tuple[Any, BatchOrder, list[An
                            f'{count(math.ceil(loop.total_iter / order.per_epoch), "epoch")}.')
     for phase, settings in opt['datasets'].items():
         if phase != 'train':
-            val_loaders.append(build_dataloader(build_dataset(settings), settings, num_gpu=opt['num_gpu'], dist=opt['dist']))
+            val_loaders.append(build_dataloader(dataset_of(settings), settings, num_gpu=opt['num_gpu'], dist=opt['dist']))
     return loader, order, val_loaders
