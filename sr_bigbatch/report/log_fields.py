@@ -26,26 +26,27 @@ _COUNTERS = ', '.join(f'`n_{kind.replace(" ", "_")}`' for kind in KINDS)
 TRAINING = (
     LogField('iter', 'iterations', 'the iteration, counted from 1; one iteration is one update with an effective batch'),
     LogField('epoch', 'epochs', 'how often all images have been shown, counted from 0'),
-    LogField('lr', '1', 'learning rate of the generator'),
-    LogField('l_g_pix', '1', 'pixel loss of the generator, with its weight, over the whole batch of all processes'),
-    LogField('l_g_percep', '1', 'perceptual loss of the generator, likewise'),
-    LogField('l_g_style', '1', 'style loss of the generator, likewise'),
-    LogField('l_g_ldl', '1', 'artifact loss of the generator, likewise'),
-    LogField('l_g_gan', '1', 'GAN loss of the generator, likewise'),
-    LogField('l_pix', '1', 'pixel loss of a training without a discriminator'),
-    LogField('l_percep', '1', 'perceptual loss of a training without a discriminator'),
-    LogField('l_style', '1', 'style loss of a training without a discriminator'),
-    LogField('l_d_real', '1', 'GAN loss of the discriminator for real images'),
-    LogField('l_d_fake', '1', 'GAN loss of the discriminator for generated images'),
+    LogField('lr', 'none', 'learning rate of the generator'),
+    LogField('lr_d', 'none', 'learning rate of the discriminator'),
+    LogField('l_g_pix', 'none', 'pixel loss of the generator, with its weight, over the whole batch of all processes'),
+    LogField('l_g_percep', 'none', 'perceptual loss of the generator, likewise'),
+    LogField('l_g_style', 'none', 'style loss of the generator, likewise'),
+    LogField('l_g_ldl', 'none', 'artifact loss of the generator, likewise'),
+    LogField('l_g_gan', 'none', 'GAN loss of the generator, likewise'),
+    LogField('l_pix', 'none', 'pixel loss of a training without a discriminator'),
+    LogField('l_percep', 'none', 'perceptual loss of a training without a discriminator'),
+    LogField('l_style', 'none', 'style loss of a training without a discriminator'),
+    LogField('l_d_real', 'none', 'GAN loss of the discriminator for real images'),
+    LogField('l_d_fake', 'none', 'GAN loss of the discriminator for generated images'),
     LogField('out_d_real', 'logits', 'mean logit of the discriminator for real images'),
     LogField('out_d_fake', 'logits', 'mean logit of the discriminator for generated images'),
-    LogField('scale_g', '1', 'loss scale of the generator, with float16'),
-    LogField('scale_d', '1', 'loss scale of the discriminator, with float16'),
+    LogField('scale_g', 'none', 'loss scale of the generator, with float16'),
+    LogField('scale_d', 'none', 'loss scale of the discriminator, with float16'),
     LogField('noise_scale_g', 'images', "noise scale of the generator's gradient, once it is known"),
     LogField('noise_scale_d', 'images', "noise scale of the discriminator's gradient, once it is known"),
-    LogField('verify_g', '1', "distance of the generator's gradient from that of the undivided batch, over its length; "
+    LogField('verify_g', 'none', "distance of the generator's gradient from that of the undivided batch, over its length; "
                               'with `train.verify_every`'),
-    LogField('verify_d', '1', "relative distance of the discriminator's gradient, likewise"),
+    LogField('verify_d', 'none', "distance of the discriminator's gradient, likewise"),
     LogField('n_*', 'events', f'how many events of a kind there were so far, if any: {_COUNTERS}; `n_unreadable`: images '
                               'that could not be read'),
     LogField('images_per_s', 'images/s', 'images of all processes a second since the last record, with loading and updates'),
@@ -59,7 +60,7 @@ TRAINING = (
 VALIDATION = (
     LogField('iter', 'iterations', 'the iteration after which it was measured; 0: before the first'),
     LogField('val', '-', 'name of the validation set'),
-    LogField('psnr, ssim, ...', "the metric's: dB for PSNR, 1 for SSIM", 'mean over the images, a field for each key of '
+    LogField('psnr, ssim, ...', "the metric's: dB for PSNR, none for SSIM", 'mean over the images, a field for each key of '
                                                                         '`val.metrics`'),
 )
 """Fields of a record of each validation set every ``val.val_freq`` iterations."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
+from tempfile import TemporaryFile
 from threading import Event
 from typing import Any
 
@@ -18,10 +19,12 @@ from tqdm import tqdm
 
 from sr_bigbatch.hosts.basicsr.options.files import vgg_findings
 from sr_bigbatch.options import OptionError
+from sr_bigbatch.report.run_log import LOG_FILE, read_log
 from sr_bigbatch.report.study_results import Trial
 from sr_bigbatch.tasks.recipe import translate
 
 AXES = ('images', 'iterations')
+_EVERY = 2.0  # seconds from one look at how far a training is to the next
 
 
 def options_of(opt: dict[str, Any], batch: int, seed: int, axis: str, lr_rule: str, root: Path) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def options_of(opt: dict[str, Any], batch: int, seed: int, axis: str, lr_rule: s
         opt['datasets']['train']['batch_size_per_gpu'] = batch
     opt['name'], opt['manual_seed'] = f'batch{batch}_seed{seed}', seed
     opt['path']['experiments_root'] = str(root)
-    opt['logger']['use_tb_logger'] = False
+    opt['logger'].update(use_tb_logger=False, keep_last=1)  # enough to go on from; a study has many trainings
     _measure(opt)
     return opt
 
@@ -98,7 +101,7 @@ def run_all(opt: dict[str, Any], batches: Sequence[int], seeds: Sequence[int], a
             return trial
         gpu = gpus.get()
         try:
-            _train(train, file, gpu)
+            _train(train, file, trial, options['train']['total_iter'], gpu)
         except RuntimeError:
             failed.set()
             raise
@@ -120,11 +123,23 @@ def visible_gpus() -> list[str]:
         name for name in named.split(',') if name]
 
 
-def _train(train: Path, file: Path, gpu: str | None) -> None:
+def _train(train: Path, file: Path, trial: Trial, total: int, gpu: str | None) -> None:
     environment = os.environ if gpu is None else {**os.environ, 'CUDA_VISIBLE_DEVICES': gpu}
-    done = subprocess.run([sys.executable, '-W', 'ignore', str(train), '-opt', str(file), '--auto_resume'],
-                          capture_output=True, text=True, check=False, env=environment)
-    if done.returncode > 128:
+    command = [sys.executable, '-W', 'ignore', str(train), '-opt', str(file), '--auto_resume']
+    log = trial.folder / LOG_FILE
+    with (TemporaryFile('w+', encoding='utf-8', errors='replace') as said,
+          tqdm(total=total, unit='it', desc=trial.folder.name, leave=False) as bar,
+          subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment) as training):
+        while True:
+            try:
+                status = training.wait(_EVERY)
+                break
+            except subprocess.TimeoutExpired:
+                done = max((record['iter'] for record in read_log(log)), default=0) if log.is_file() else 0
+                bar.update(done - bar.n)
+        said.seek(0)
+        message = said.read()[-1500:]
+    if status > 128 or status < 0:
         raise RuntimeError(f'{file} was stopped by a signal; the same command goes on from its last save')
-    if done.returncode:
-        raise RuntimeError(f'{file} ended with status {done.returncode}: {done.stderr[-1500:]}')
+    if status:
+        raise RuntimeError(f'{file} ended with status {status}: {message}')

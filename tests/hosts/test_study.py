@@ -19,10 +19,14 @@ def _study(opt, folder, monkeypatch, *arguments):
     return load_tool('batch_size_study').main()
 
 
-def test_a_study_trains_reports_and_goes_on_where_it_was_stopped(opt, tmp_path, monkeypatch):
+def test_a_study_trains_reports_and_goes_on_where_it_was_stopped(opt, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('sr_bigbatch.tasks.study._EVERY', 0.05)
     opt['train'].update(total_iter=8, micro_batch_size=1)
     assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0') == 0
     study = tmp_path / 'study'
+    bars = capsys.readouterr().err
+    assert re.search(r'batch2_seed0: +\d+%.*? [1-9]\d*/16 ', bars) and 'batch4_seed0: ' in bars  # inside each training, too
+    assert [file.name for file in (study / 'batch2_seed0' / 'training_states').glob('*.state')] == ['16.state']
     first = (study / 'batch2_seed0' / 'models' / 'net_g_latest.pth').stat().st_mtime
     assert 'too few trainings' in (study / 'report.html').read_text()
     assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '1', '--jobs', '2') == 0
@@ -87,7 +91,7 @@ def test_the_second_axis_is_updates(opt, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     options = options_of(opt, 8, 3, 'iterations', 'same', tmp_path)
     assert options['train']['total_iter'] == 4 and options['datasets']['train']['batch_size_per_gpu'] == 8
-    assert options['manual_seed'] == 3 and options['name'] == 'batch8_seed3'
+    assert options['logger']['keep_last'] == 1 and options['manual_seed'] == 3 and options['name'] == 'batch8_seed3'
     assert [metric['type'] for metric in options['val']['metrics'].values()] == ['calculate_psnr', 'calculate_ssim']
     del opt['val']
     with pytest.raises(OptionError, match='held-out photographs'):

@@ -1,6 +1,7 @@
 """What our models add to BasicSR's: a step of any batch size in place of ``optimize_parameters``."""
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -292,6 +293,15 @@ class Accumulating(HostModel):
             batch = self.effective_batch if self.batch_schedule is None else self.batch_schedule.size
             if known:
                 get_root_logger().info(batch_size_advice(known, batch))
+
+    def print_network(self, net: nn.Module) -> None:
+        """A line for the screen; the modules of the network, hundreds of lines, go into the log file alone."""
+        logger, text = get_root_logger(), f'{type(net).__name__}, {sum(map(torch.numel, net.parameters())):,d} parameters'
+        logger.info(f'Network: {text}')
+        record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, str(net), (), None)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(record)
 
     def save_network(self, net: nn.Module | list[nn.Module], net_label: str, current_iter: int,
                      param_key: str | list[str] = 'params') -> None:

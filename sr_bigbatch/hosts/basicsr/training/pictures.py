@@ -4,11 +4,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from basicsr.utils import tensor2img
 
 from sr_bigbatch.hosts.basicsr.images import bicubic, psnr
 from sr_bigbatch.report.pictures import draw_comparison, draw_curves
 from sr_bigbatch.report.run_log import LOG_FILE
+
+
+def validation_picture(model: Any, val_loader: Any, scale: int) -> np.ndarray | None:
+    """Bicubic, ours and, where there is one, the ground truth of the first validation image, side by side.
+
+    Returns:
+        (H, W, 3), red first, uint8; None for an empty validation set.
+    """
+    sample = next(iter(val_loader), None)
+    if sample is None:
+        return None
+    model.feed_data(sample)
+    model.test()
+    visuals = model.get_current_visuals()
+    for name in {'lq', 'gt', 'output'} & set(vars(model)):  # as BasicSR's own validation does: they may be large
+        delattr(model, name)
+    shown = [bicubic(tensor2img([visuals['lq']]), scale), *(tensor2img([visuals[name]]) for name in ('result', 'gt')
+                                                          if name in visuals)]
+    return np.concatenate(shown, 1)[..., ::-1]
 
 
 def draw_run(model: Any, val_loader: Any, folder: Path, scale: int) -> list[Path]:

@@ -15,6 +15,7 @@ from sr_bigbatch.hosts.basicsr.model.host import Batch
 from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp
 from sr_bigbatch.hosts.basicsr.settings import LoopSettings, Options
 from sr_bigbatch.hosts.basicsr.training.loader import seed_everything
+from sr_bigbatch.hosts.basicsr.training.pictures import validation_picture
 from sr_bigbatch.memory.device import peak_bytes
 from sr_bigbatch.report.run_log import LOG_FILE
 from sr_bigbatch.step.distributed import rank, world_size, worst
@@ -104,9 +105,14 @@ class Run:
                               **{name: f'{value:.3g}' for name, value in losses.items() if name.startswith('l_')}})
         self.messages({'epoch': epoch, 'iter': iteration, 'lrs': rates, 'time': seconds,
                        'data_time': self.waited / self.count, **losses, **speed})
+        each = {f'lr_{name}': optimizer.param_groups[0]['lr']
+                for name, optimizer in zip('gd', self.model.optimizers, strict=False)}
+        for name, rate in each.items() if self.tb_logger else ():
+            self.tb_logger.add_scalar(name, rate, iteration)
         shown = {'batch': len(self.model.lq) * world_size(), 'gt_size': self.model.gt.shape[-1],
                  **({'n_unreadable': self.unreadable} if self.unreadable else {})}
-        self._write({'iter': iteration, 'epoch': epoch, 'lr': rates[0], **losses, **speed, **shown})
+        each['lr'] = each.pop('lr_g')
+        self._write({'iter': iteration, 'epoch': epoch, **each, **losses, **speed, **shown})
         self.since, self.waited, self.count, self.images = time.perf_counter(), 0.0, 0, 0
 
     def validate(self, iteration: int) -> None:
@@ -121,6 +127,9 @@ class Run:
             except (ValueError, ArithmeticError) as error:  # such as NIQE's, of the flat image of an untrained network
                 get_root_logger().warning(f'Iteration {iteration}: the images of {name} could not be judged '
                                           f'({type(error).__name__}: {error}); the training goes on.')
+            picture = validation_picture(self.model, loader, self.opt['scale']) if self.tb_logger else None
+            if picture is not None:
+                self.tb_logger.add_image(f'images/{name}', picture, iteration, dataformats='HWC')
             self.since += time.perf_counter() - before
 
     def _write(self, record: Mapping[str, object]) -> None:
