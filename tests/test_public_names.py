@@ -25,11 +25,11 @@ def _registered():
 
 
 def _options():
-    from sr_bigbatch.hosts.basicsr.options.schema import reference
-    section = 'option'
-    for line in reference().splitlines():
-        if line.startswith('## '):
-            section = line.removeprefix('## ').partition(' ')[0]
+    from sr_bigbatch.hosts.basicsr.options.reference import reference
+    section, ours = 'option', reference().partition("## BasicSR's keys")[0]
+    for line in ours.splitlines():
+        if line.startswith('### '):
+            section = line.removeprefix('### ').partition(' ')[0]
         if found := re.match(r'\| `([\w.]+)` \|', line):
             yield section, found[1]
 

@@ -10,7 +10,8 @@ import sys
 import sr_bigbatch  # noqa: F401  (registers the components)
 from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.hosts.basicsr.options.notes import notes
-from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA, reference
+from sr_bigbatch.hosts.basicsr.options.reference import reference
+from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA
 from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan, plan_later_stages
 from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.options import OptionError, load, override, positive_number

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from sr_bigbatch.hosts.basicsr.options.check import check
-from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA, reference
+from sr_bigbatch.hosts.basicsr.options.reference import reference
+from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA
 from sr_bigbatch.options import OptionError, load
 from tests.conftest import ROOT, load_tool
 

@@ -132,33 +132,3 @@ def with_whole_numbers(value: Any, schema: Schema = SCHEMA) -> Any:
     elif isinstance(value, list) and 'items' in schema:
         value[:] = [with_whole_numbers(entry, schema['items']) for entry in value]
     return value
-
-
-def reference() -> str:
-    """The keys as a Markdown page."""
-    lines = ['# Options', '', 'The keys that this package adds to those of BasicSR, made from its JSON schema '
-             '(`python tools/check.py --schema`). Everything else in an option file is BasicSR\'s.', '',
-             '| key | must be | meaning |', '|---|---|---|']
-    lines += [f'| `{name}` | {key["title"]} | {key["description"]} |' for name, key in _keys(SCHEMA, '')]
-    lines += ['', '## ProgressiveResolutionHook in `custom_hooks`', '', '| key | must be |', '|---|---|']
-    lines += [f'| `{name}` | {_in_words(key)} |' for name, key in _HOOK['properties'].items()]
-    return '\n'.join(lines) + '\n'
-
-
-def _keys(section: Schema, where: str) -> Iterable[tuple[str, Schema]]:
-    for name, key in section.get('properties', {}).items():
-        path = f'{where}.{name}' if where else name
-        if 'title' in key:
-            yield path, key
-        yield from _keys(key, path)
-
-
-def _in_words(key: Schema) -> str:
-    if 'enum' in key:
-        return ' or '.join(f'`{choice}`' for choice in key['enum'])
-    if key.get('type') == 'array':
-        return f'a list of {{{", ".join(_STAGE["properties"])}}}'
-    low = key.get('minimum', key.get('exclusiveMinimum'))
-    bound = '' if low is None else f' {"at least" if "minimum" in key else "above"} {low}'
-    words = {'integer': 'a whole number', 'number': 'a number', 'boolean': 'true or false', 'string': 'a name'}
-    return words[key['type']] + bound
