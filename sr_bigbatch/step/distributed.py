@@ -70,8 +70,11 @@ def batch_sizes(count: int) -> list[int]:
         return [count]
     counts = [0] * world_size()
     counts[rank()] = count
-    device = torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
-    return _on_hosts(counts, dist.ReduceOp.SUM, device)
+    return _on_hosts(counts, dist.ReduceOp.SUM, _device_of_messages())
+
+
+def _device_of_messages() -> torch.device:
+    return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
 
 
 def my_samples(sizes: Sequence[int]) -> slice:
@@ -99,6 +102,11 @@ def gather_batch(values: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def gather_from_host(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """:func:`gather_batch` for ``values`` on the CPU, whatever carries the messages."""
+    return values if world_size() == 1 else gather_batch(values.to(_device_of_messages()), sizes).cpu()
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:

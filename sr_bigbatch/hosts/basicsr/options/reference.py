@@ -69,7 +69,7 @@ BASICSR_KEYS = {
         'name': ('required', 'of the data set; of a validation set it stands in the log'),
         'type': ('required', '`PairedImageDataset`, or `ProgressivePairedImageDataset` for crops that grow'),
         'dataroot_gt': ('required', 'folder or `.lmdb` of the ground truth'),
-        'dataroot_lq': ('none', 'folder or `.lmdb` of the low resolution; made from a folder of photographs where there is none'),
+        'dataroot_lq': ('none', 'folder or `.lmdb` of the low resolution; none: made from the photographs'),
         'meta_info_file': ('none', 'a list of the images to take'),
         'io_backend': ('required', '`type: disk` or `type: lmdb`'),
         'filename_tmpl': ("`'{}'`", 'name of a low-resolution image, given that of the ground truth'),

@@ -1,0 +1,1 @@
+"""Real-ESRGAN's low-resolution images, made of photographs during the training."""
