@@ -13,6 +13,7 @@ from sr_bigbatch.files.formats import FORMATS, converted
 from sr_bigbatch.files.outputs import refuse_outputs
 from sr_bigbatch.files.storage import load_tensors, save_atomically, write_atomically
 from sr_bigbatch.hosts.mmengine.runner import admit_histories
+from sr_bigbatch.hosts.signals import run_task
 from sr_bigbatch.nets.restore import restore
 from sr_bigbatch.tasks.export import export_onnx
 
@@ -48,4 +49,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_task(main))

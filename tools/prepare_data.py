@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
 from sr_bigbatch.hosts.basicsr.images import make_lmdb
-from sr_bigbatch.hosts.signals import Stopped, stopping
+from sr_bigbatch.hosts.signals import run_task
 from sr_bigbatch.tasks.photographs import Found, look
 from sr_bigbatch.tasks.prepare import BUNDLED_TRAIN, BUNDLED_VAL, Cut, bundled, cut_all, refuse_folders_of
 
@@ -34,11 +34,7 @@ def main() -> int:
     if args.bundled == (args.photos is not None):
         parser.error('give a folder of photographs, or --bundled')
     try:
-        with stopping():
-            return _prepare(args)
-    except Stopped as stopped:
-        print(f'{stopped}; the same command goes on after the photographs that are done', file=sys.stderr)
-        return stopped.status
+        return _prepare(args)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) else 2
@@ -70,4 +66,4 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_task(main, '; the same command goes on after the photographs that are done'))

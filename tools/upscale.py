@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
 from sr_bigbatch.files.storage import BadFile
+from sr_bigbatch.hosts.signals import run_task
 from sr_bigbatch.nets.tiling import Tiling
 from sr_bigbatch.tasks.upscale import BadPicture, find, jobs, upscale_all
 
@@ -44,4 +45,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_task(main))

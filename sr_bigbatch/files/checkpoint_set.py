@@ -190,7 +190,7 @@ def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
 
 def iterations(root: Path) -> list[int]:
     """The iterations that have a training state, ascending."""
-    return sorted(int(file.stem) for file in (root / 'training_states').glob('*.state') if file.stem.isdigit())
+    return sorted(int(file.stem) for file in (root / 'training_states').glob('*.state') if file.stem.isdecimal())
 
 
 def set_aside(root: Path, after: int) -> tuple[Path | None, list[int]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -39,30 +40,47 @@ class StopRequest:
         self.signal = number
 
 
-class Stopped(KeyboardInterrupt):
-    """Somebody asked the program to end.
+class Stopped(BaseException):
+    """A signal has asked a task to end; what is under way is undone on the way out.
 
     Attributes:
-        status: 128 and the number of the signal.
+        signal: its number.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(f'stopped by {signal.Signals(number).name}')
-        self.status = 128 + number
+        self.signal = number
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """Have SIGINT and SIGTERM raise :class:`Stopped` in what runs within, so that its processes are ended with it."""
+def stopped_by_signals() -> Iterator[None]:
+    """Have the first signal raise :class:`Stopped` in a task that has nothing to save, which cleans up on its way out."""
     def stop(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not disturb the way out
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def run_task(main: Callable[[], int], what_next: str = '') -> int:
+    """The exit status of a task: its own, or 128 and the number of the signal that has ended it, after one sentence.
+
+    Args:
+        main: the task.
+        what_next: end of that sentence.
+    """
+    try:
+        with stopped_by_signals():
+            return main()
+    except Stopped as stop:
+        print(f'{stop}{what_next}', file=sys.stderr)
+        return 128 + stop.signal
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:

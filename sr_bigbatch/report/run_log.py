@@ -18,9 +18,9 @@ def read_log(log_file: Path) -> list[dict[str, Any]]:
     for line in log_file.read_text(encoding='utf-8', errors='replace').splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and 'iter' in record:
+        if isinstance(record, dict) and isinstance(record.get('iter'), int):
             records.append(record)
     return records
 

@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from sr_bigbatch.files.outputs import OutputRefused, folded
+from sr_bigbatch.hosts.basicsr.images import MOST_PIXELS, bicubic, size_of
 from sr_bigbatch.hosts.basicsr.images import SUFFIXES as SUFFIXES
-from sr_bigbatch.hosts.basicsr.images import bicubic
 from sr_bigbatch.hosts.signals import leave_signals_to_parent
 
 BUNDLED_TRAIN = ('astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png')
@@ -88,6 +88,7 @@ def cut_all(files: list[Path], gt_folder: Path, lq_folder: Path, cut: Cut | None
     Raises:
         OutputRefused: if images would be written over that this function has not written.
         ValueError: if the folders hold images that were cut in another way.
+        OSError: if a sub-image could not be written.
     """
     refuse_folders_of(files, (gt_folder, lq_folder))
     for folder in (gt_folder, lq_folder):
@@ -208,6 +209,9 @@ def _remove_from(number: int, name: str, folders: Iterable[Path], cut: Cut | Non
 
 def _read(content: bytes, file: Path) -> tuple[np.ndarray, bool, bool]:
     """An image in 8 bits and three colours, turned as its EXIF data say; had it 16 bits? Had it alpha?"""
+    size = size_of(file)
+    if size is not None and size[0] * size[1] > MOST_PIXELS:
+        raise RefusedImage(f'{file} has more than {MOST_PIXELS:,} pixels')
     whole = _decoded(content, file, cv2.IMREAD_UNCHANGED)
     if whole.dtype not in (np.uint8, np.uint16):
         raise RefusedImage(f'{file} has {whole.dtype} values; 8 and 16 bits are possible')
@@ -248,5 +252,8 @@ def _write(target: Path, image: np.ndarray) -> None:
     # A sibling, then a rename: a torn file must never pass for a finished one.
     encoded = cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1]
     partial_file = target.with_name(f'.{target.name}.part')
-    partial_file.write_bytes(encoded.tobytes())
-    os.replace(partial_file, target)
+    try:
+        partial_file.write_bytes(encoded.tobytes())
+        os.replace(partial_file, target)
+    finally:
+        partial_file.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from sr_bigbatch.files.outputs import distinct_stems, refuse_outputs
 from sr_bigbatch.files.storage import beside
+from sr_bigbatch.hosts.basicsr.images import MOST_PIXELS, size_of
 from sr_bigbatch.hosts.mmengine.optim_wrapper import DTYPES
 from sr_bigbatch.memory.live_bytes import LiveBytes
 from sr_bigbatch.nets.restore import restore
@@ -185,6 +186,9 @@ def _live_bytes(strips: TailInStrips, size: int, dtype: torch.dtype) -> int:
 
 
 def _read(path: Path) -> np.ndarray:
+    size = size_of(path)
+    if size is not None and size[0] * size[1] > MOST_PIXELS:
+        raise BadPicture(f'has more than {MOST_PIXELS:,} pixels')
     image: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise BadPicture('cannot be read as an image')

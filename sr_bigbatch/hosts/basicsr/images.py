@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,34 @@ import lmdb
 import numpy as np
 from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils.matlab_functions import imresize
+from PIL import Image
 from tqdm import tqdm
 
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'}
 _COMPRESSION = 1  # of PNG, as in BasicSR's own LMDBs: larger and faster
 _LONGEST_KEY = 400  # bytes; LMDB takes 511
 _PAGES, _SPARE = 2**14, 2**24  # bytes: what an entry may waste, and the LMDB itself
+MOST_PIXELS = 178_956_970
+"""Of an image, as Pillow has it: what is larger may be a small file that would fill the memory."""
 
 
 def bicubic(image: np.ndarray, factor: float) -> np.ndarray:
     """``image`` at ``factor`` times its size, as MATLAB's ``imresize`` makes it: how the field degrades images."""
     resized: np.ndarray = (imresize(image.astype(np.float32) / 255, factor).clip(0, 1) * 255).round().astype(np.uint8)
     return resized
+
+
+def size_of(file: Path) -> tuple[int, int] | None:
+    """Width and height, from the head of an image file, of whatever size; None for what is no image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                return image.width, image.height
+    except Image.DecompressionBombError:  # Pillow says the size in words only
+        return MOST_PIXELS, MOST_PIXELS
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def psnr(image: np.ndarray, truth: np.ndarray, border: int) -> float:
@@ -49,7 +66,7 @@ def make_lmdb(folder: Path) -> Path:
     Raises:
         OSError: if an image cannot be read, or the LMDB not be written.
     """
-    target, fresh = folder.with_suffix('.lmdb'), folder.with_name(f'{folder.name}.part.lmdb')
+    target, fresh = folder.with_name(f'{folder.name}.lmdb'), folder.with_name(f'{folder.name}.part.lmdb')
     for old in (fresh, target):
         shutil.rmtree(old, ignore_errors=True)
     files = sorted(folder.glob('*.png'))

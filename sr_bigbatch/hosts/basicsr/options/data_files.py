@@ -2,17 +2,16 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
-from PIL import Image
 
 from sr_bigbatch.hosts.basicsr.construct import reason
 from sr_bigbatch.hosts.basicsr.dataset import type_of
+from sr_bigbatch.hosts.basicsr.images import MOST_PIXELS, size_of
 from sr_bigbatch.hosts.basicsr.made_pairs import is_made
 from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
 
@@ -44,23 +43,17 @@ def _pairs(dataset: Any, scale: int, where: str) -> Iterable[str]:
         sizes = [size_of(Path(pair[key])) for key in ('lq_path', 'gt_path')]
         if None in sizes:
             continue  # no image: the loader names it
+        huge = [pair[key] for key, size in zip(('lq_path', 'gt_path'), sizes, strict=True)
+                if size and size[0] * size[1] > MOST_PIXELS]
+        if huge:
+            yield f'{where}: {huge[0]} has more than {MOST_PIXELS:,} pixels: cut it into sub-images (tools/prepare_data.py)'
+            return
         (width, height), (gt_width, gt_height) = (size or (0, 0) for size in sizes)
         exact = (gt_width, gt_height) == (width * scale, height * scale)
         if not exact and (training or gt_width < width * scale or gt_height < height * scale):
             yield (f'{where}: {pair["lq_path"]} is {width}x{height} and {pair["gt_path"]} is {gt_width}x{gt_height} pixels, '
                    f'which is not {scale} times as much')
             return
-
-
-def size_of(file: Path) -> tuple[int, int] | None:
-    """Width and height, from the head of an image file; None for what is no image, or too large to be a photograph."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                return image.width, image.height
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
 
 
 def _sample(dataset: Any, opt: Options, where: str, skips: bool) -> Iterable[str]:

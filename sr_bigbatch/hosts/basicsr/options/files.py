@@ -13,9 +13,8 @@ import torchvision
 from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH
 from basicsr.utils import get_root_logger
 
-from sr_bigbatch.hosts.basicsr.images import photographs_of
+from sr_bigbatch.hosts.basicsr.images import photographs_of, size_of
 from sr_bigbatch.hosts.basicsr.made_pairs import is_made
-from sr_bigbatch.hosts.basicsr.options.data_files import size_of
 from sr_bigbatch.hosts.basicsr.options.lmdb_check import lmdb_findings
 from sr_bigbatch.hosts.basicsr.options.pretrained import pretrained_findings
 from sr_bigbatch.hosts.basicsr.settings import Options, stages_of
@@ -140,8 +139,8 @@ def _sizes(data: Options) -> Iterator[tuple[str, int, int]]:
         return
     folder = Path(data['dataroot_gt']).expanduser()
     if data['io_backend']['type'] == 'lmdb':
-        for line in (folder / 'meta_info.txt').read_text().splitlines():
-            match = re.match(r'(.+) \((\d+),(\d+),\d+\)', line)
+        for line in (folder / 'meta_info.txt').read_text(encoding='utf-8', errors='replace').splitlines():
+            match = re.match(r'(.+) \((\d{1,9}),(\d{1,9}),\d+\)', line)
             if match:
                 yield match[1], int(match[3]), int(match[2])
         return
@@ -158,5 +157,5 @@ def count_images(data: Options) -> int:
         return len(photographs_of(data))
     listing = folder / 'meta_info.txt' if data['io_backend']['type'] == 'lmdb' else data.get('meta_info_file')
     if listing is not None:
-        return sum(1 for line in Path(listing).read_text().splitlines() if line.strip())
+        return sum(1 for line in Path(listing).read_text(encoding='utf-8', errors='replace').splitlines() if line.strip())
     return sum(1 for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith('.'))

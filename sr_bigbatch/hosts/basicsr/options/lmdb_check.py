@@ -29,7 +29,7 @@ def lmdb_findings(folder: Path) -> Iterable[str]:
                 return
             with environment.begin() as transaction:
                 yield from _missing(folder, transaction.cursor())
-    except lmdb.Error as error:
+    except (lmdb.Error, OSError, ValueError) as error:
         yield f'{data} is not an LMDB, or damaged ({error})'
 
 
@@ -39,6 +39,8 @@ def _missing(folder: Path, cursor: lmdb.Cursor) -> Iterable[str]:
         if line.strip() and not key.isascii():
             yield f'{folder}: BasicSR does not read {key}, which is not ASCII: make it with tools/prepare_data.py --lmdb'
             return
-        if line.strip() and not cursor.set_key(key.encode()):
-            yield f'{folder} has no image {key}, which its meta_info.txt names'
+        if line.strip() and not (key and cursor.set_key(key.encode())):
+            dots = (' (a name ends at its first dot there: make it again with tools/prepare_data.py)'
+                    if line.count('.') > 1 else '')
+            yield f'{folder} has no image {key!r}, which its meta_info.txt names{dots}'
             return

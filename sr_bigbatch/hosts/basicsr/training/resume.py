@@ -50,9 +50,9 @@ def state_to_resume(opt: Options) -> tuple[TrainingState | None, list[str]]:
 
 def _fault(path: Path, state: Any, paths: Options) -> str | None:
     """Why a state is not gone on from: its networks must be those with which it was saved."""
-    iteration = state.get('iter')
-    if not isinstance(iteration, int):
-        return f'{path} is no training state'
+    if not _is_state(state):
+        return f'{path} is no training state of BasicSR: iter, optimizers and schedulers are expected'
+    iteration = state['iter']
     if path.stem.isdigit() and int(path.stem) != iteration:
         return f'{path} holds the state of iteration {iteration}, by its name that of iteration {path.stem}'
     if paths.get('ignore_resume_networks'):
@@ -64,6 +64,13 @@ def _fault(path: Path, state: Any, paths: Options) -> str | None:
     if not list((root / 'models').glob(f'net_*_{iteration}.pth')):
         return f'the networks of {path} are missing: copy those of iteration {iteration} into {root / "models"}'
     return foreign_networks(path, root / 'models')
+
+
+def _is_state(content: dict[str, object]) -> bool:
+    iteration = content.get('iter')
+    whole = isinstance(iteration, int) and not isinstance(iteration, bool) and iteration >= 0
+    parts = [content.get(name) for name in ('optimizers', 'schedulers')]
+    return whole and all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in parts)
 
 
 def compared(state: TrainingState, now: Fingerprint) -> list[str]:

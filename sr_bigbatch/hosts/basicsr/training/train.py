@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,8 +31,10 @@ from basicsr.utils import (
 from basicsr.utils.options import copy_opt_file, dict2str
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sr_bigbatch.files.checkpoint_set import set_aside
+from sr_bigbatch.files.checkpoint_set import newest_valid, set_aside
 from sr_bigbatch.files.run_lock import FolderInUse, only_run_in
+from sr_bigbatch.files.storage import BadFile
+from sr_bigbatch.hosts.basicsr.construct import reason
 from sr_bigbatch.hosts.basicsr.dataset import dataset_of
 from sr_bigbatch.hosts.basicsr.model.best_metrics import take_logged
 from sr_bigbatch.hosts.basicsr.model.host import TrainingState
@@ -39,7 +42,7 @@ from sr_bigbatch.hosts.basicsr.model.saved_state import OURS, GaveUp
 from sr_bigbatch.hosts.basicsr.options.files import say_which_vgg
 from sr_bigbatch.hosts.basicsr.settings import SEVERAL_GPUS, LoopSettings, Options, stages_of
 from sr_bigbatch.hosts.basicsr.training.fingerprint import Fingerprint, difference_between_processes, fingerprint
-from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, training_loader
+from sr_bigbatch.hosts.basicsr.training.loader import BadImage, BatchOrder, training_loader
 from sr_bigbatch.hosts.basicsr.training.pictures import draw_run
 from sr_bigbatch.hosts.basicsr.training.resume import compared, state_to_resume
 from sr_bigbatch.hosts.basicsr.training.run import Run
@@ -70,8 +73,18 @@ def train(opt: Options, option_file: str) -> int:
     difference = difference_between_processes(everywhere(now))
     if difference is not None:
         raise OptionError([difference])
-    with _alone_in(Path(opt['path']['experiments_root']), _device(opt)):
-        return _train(opt, option_file, now)
+    with _alone_in(Path(opt['path']['experiments_root']), _device(opt)), StopRequest() as stop, _log_may_fail():
+        return _train(opt, option_file, now, stop)
+
+
+@contextmanager
+def _log_may_fail() -> Iterator[None]:
+    """Keep Python from printing a traceback for each line of a log that has no room left."""
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
 
 
 @contextmanager
@@ -93,7 +106,7 @@ def _device(opt: Options) -> torch.device:
     return torch.device('cuda' if opt['num_gpu'] else 'cpu')
 
 
-def _train(opt: Options, option_file: str, now: Fingerprint) -> int:
+def _train(opt: Options, option_file: str, now: Fingerprint, stop: StopRequest) -> int:
     resume_state, to_be_told = state_to_resume(opt)
     _seed(opt, resume_state)
     now['options']['manual_seed'] = opt['manual_seed']
@@ -101,42 +114,63 @@ def _train(opt: Options, option_file: str, now: Fingerprint) -> int:
         to_be_told += compared(resume_state, now)
     settings = LoopSettings.from_options(opt)
     torch.backends.cudnn.benchmark = True
-    tb_logger = _open_experiment(opt, option_file, fresh=resume_state is None)
+    try:
+        tb_logger = _open_experiment(opt, option_file, fresh=resume_state is None)
+    except OSError as error:
+        raise GaveUp(f'the folder of the run cannot be written ({error})') from error
     logger = get_root_logger()
     for line in to_be_told:
         logger.warning(line)
     loader, order, val_loaders = _loaders(opt, settings)
-    model = build_model(opt)
+    model = _built_model(opt)
     model.fingerprint = now
-    iteration = 0 if resume_state is None else _go_on(opt, model, resume_state, settings, order)
-    run = Run(opt, settings, model, val_loaders, tb_logger, iteration)
-    if iteration == 0 and settings.validate_first:
+    if resume_state is not None:
+        _resume(opt, settings, model, order, resume_state)
+    run = Run(opt, settings, model, val_loaders, tb_logger, order.iteration, stop)
+    if order.iteration == 0 and settings.validate_first:
         run.validate(0)
     started = time.time()
-    with logging_redirect_tqdm([logger]), run.bar, StopRequest() as stop:
-        batches = iter(loader) if iteration < settings.total_iter else iter(())
-        for iteration in range(iteration + 1, settings.total_iter + 1):  # noqa: B020
-            waiting = time.perf_counter()
-            batch = next(batches)
-            run.one((iteration - 1) // order.per_epoch, iteration, batch, time.perf_counter() - waiting)
-            number = worst(stop.signal, model.device)
-            if number:
-                logger.warning(f'{signal.Signals(number).name}: iteration {iteration} is finished; a save, then the end.')
-                run.save((iteration - 1) // order.per_epoch, iteration, last=True)
-                return 128 + number
+    with logging_redirect_tqdm([logger]), run.bar:
+        if _iterate(run, loader, order):
+            return 128 + _worst_signal(run)
     logger.info(f'End of training after {time.time() - started:.0f} s. Save the latest model.')
     run.save(-1, -1, last=True)
-    run.validate(iteration)
-    if tb_logger:
-        tb_logger.close()
-    if rank() == 0 and val_loaders:
-        _draw(opt, settings.folder, model, val_loaders[0])
+    return _after_training(opt, run)
+
+
+def _after_training(opt: Options, run: Run) -> int:
+    if not _worst_signal(run):
+        run.validate(run.settings.total_iter)
+    if run.tb_logger:
+        run.beside('TensorBoard', run.tb_logger.close)
+    number = _worst_signal(run)
+    if number:
+        get_root_logger().warning(f'{signal.Signals(number).name}: the training is finished and saved; what comes after is '
+                                  'left out.')
+        return 128 + number
+    if rank() == 0 and run.val_loaders:
+        run.beside('The pictures', lambda: _draw(opt, run.settings.folder, run.model, run.val_loaders[0]))
     return 0
 
 
-def _go_on(opt: Options, model: Any, state: TrainingState, settings: LoopSettings, order: BatchOrder) -> int:
-    """Take over a state; returns its iteration."""
-    model.resume_training(state)
+def _built_model(opt: Options) -> Any:
+    try:
+        return build_model(opt)
+    except (RuntimeError, BadFile) as error:
+        files = [f'path.{key}: {value}' for key, value in opt['path'].items() if 'pretrain_network' in key and value]
+        if not files or ('size mismatch' not in str(error) and 'loading state_dict' not in str(error) and not isinstance(
+                error, BadFile)):
+            raise
+        said = ' '.join(str(error).split())[:300]
+        raise OptionError([f'{" or ".join(files)} does not belong to the networks of these options ({said})']) from error
+
+
+def _resume(opt: Options, settings: LoopSettings, model: Any, order: BatchOrder, state: TrainingState) -> None:
+    try:
+        model.resume_training(state)
+    except Exception as error:  # states of other networks and optimizers fail in many ways
+        raise OptionError([f'path.resume_state: {opt["path"]["resume_state"]} does not belong to these options '
+                           f'({reason(error)})']) from error
     iteration = order.iteration = state['iter']
     if not opt['auto_resume']:
         _set_later_saves_aside(settings.folder, iteration, model.device)
@@ -144,7 +178,50 @@ def _go_on(opt: Options, model: Any, state: TrainingState, settings: LoopSetting
         trim_log(settings.folder / LOG_FILE, iteration)
         take_logged(model, read_log(settings.folder / LOG_FILE), iteration)
     get_root_logger().info(f'Resuming training from epoch: {iteration // order.per_epoch}, iter: {iteration}.')
-    return iteration
+
+
+def _where(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f'{reason(error)}; {place.filename}, line {place.lineno}'
+
+
+def _newest(folder: Path) -> str:
+    newest, _ = newest_valid(folder)
+    return ('Nothing was saved before' if newest is None else
+            f'The newest whole save is that of iteration {newest.stem}: go on from it with --auto_resume')
+
+
+def _worst_signal(run: Run) -> int:
+    return worst(run.stop.signal, run.model.device)
+
+
+def _iterate(run: Run, loader: Any, order: BatchOrder) -> bool:
+    """Make the iterations that are left; whether a signal has ended them, after a save."""
+    logger, total, done = get_root_logger(), run.settings.total_iter, order.iteration
+    batches = iter(loader) if done < total else iter(())
+    for iteration in range(done + 1, total + 1):
+        waiting = time.perf_counter()
+        try:
+            batch = next(batches)
+        except Exception as error:  # an image that cannot be read, a worker that was killed: the last iteration is whole
+            if iteration > 1:
+                run.save((iteration - 2) // order.per_epoch, iteration - 1, last=True)
+            if isinstance(error, BadImage):
+                raise
+            raise GaveUp(f'iteration {iteration} has no images ({reason(error)}); iteration {iteration - 1} is saved: go on '
+                         'with --auto_resume') from error
+        try:
+            run.one((iteration - 1) // order.per_epoch, iteration, batch, time.perf_counter() - waiting)
+        except Exception as error:  # of a hook, a loss or an optimizer of somebody's own
+            if type(error).__module__.startswith('sr_bigbatch'):
+                raise
+            raise GaveUp(f'iteration {iteration} has failed ({_where(error)}). {_newest(run.settings.folder)}') from error
+        number = _worst_signal(run)
+        if number:
+            logger.warning(f'{signal.Signals(number).name}: iteration {iteration} is finished; a save, then the end.')
+            run.save((iteration - 1) // order.per_epoch, iteration, last=True)
+            return True
+    return False
 
 
 def _set_later_saves_aside(folder: Path, iteration: int, device: torch.device) -> None:
