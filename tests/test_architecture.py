@@ -14,11 +14,11 @@ LOOSE_DICTS_IN_HOSTS = 28  # `dict[str, Any]`, today's number: lower it with eac
 
 _BELOW_NETS = {'step', 'memory', 'files', 'progressive'}
 MAY_IMPORT = {
-    'step': set(), 'memory': {'step'}, 'files': {'step'}, 'progressive': {'step'}, 'nets': _BELOW_NETS,
-    'options': set(), 'registration': {'hosts'},
+    'step': set(), 'memory': {'step', 'system'}, 'files': {'step', 'system'}, 'progressive': {'step'}, 'nets': _BELOW_NETS,
+    'options': set(), 'system': set(), 'registration': {'hosts'},
     'report': {*_BELOW_NETS, 'nets', 'options'},
-    'hosts': {*_BELOW_NETS, 'nets', 'options', 'report', 'registration'},
-    'tasks': {*_BELOW_NETS, 'nets', 'options', 'report', 'hosts'},
+    'hosts': {*_BELOW_NETS, 'nets', 'options', 'report', 'registration', 'system'},
+    'tasks': {*_BELOW_NETS, 'nets', 'options', 'report', 'hosts', 'system'},
     '__main__': {'options', 'hosts'}, '__init__': {'step', 'nets', 'registration'},
 }
 """By folder or module of the package: the others of which it knows."""

@@ -16,7 +16,8 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from sr_bigbatch.files.storage import BadFile, load_tensors, sync, write_atomically
+from sr_bigbatch.files.storage import BadFile, load_tensors, write_atomically
+from sr_bigbatch.system import sync
 
 _BLOCK = 1 << 20
 _WAITING = '.next'

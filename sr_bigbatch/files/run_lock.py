@@ -2,15 +2,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from sr_bigbatch.system import lock, read_at_start, replace_content
 
 _HELD = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -46,12 +47,12 @@ def only_run_in(folder: Path) -> Iterator[None]:
     try:
         _refuse_other_host(descriptor, path)
         mine = {'pid': os.getpid(), 'host': socket.gethostname(), 'started': f'{datetime.now():%Y-%m-%d %H:%M:%S}'}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+        replace_content(descriptor, json.dumps(mine).encode())
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # while it is locked: what another run has opened until then, it opens anew
+            with suppress(PermissionError):  # Windows removes nothing that is open
+                path.unlink(missing_ok=True)  # while it is locked: what another run has opened until then, it opens anew
     finally:
         os.close(descriptor)
 
@@ -61,8 +62,7 @@ def _locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            # Not `flock`: loader workers would inherit that, and outlive a killed run with it.
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
         except OSError as error:
             owner = _owner(descriptor)
             if error.errno in _NO_LOCKS:  # what the file tells is all that is known
@@ -94,7 +94,7 @@ def _refuse_other_host(descriptor: int, path: Path) -> None:
 def _owner(descriptor: int) -> dict[str, Any]:
     """What the file tells; nothing if it was not written to its end."""
     try:
-        told = json.loads(os.pread(descriptor, _MOST_BYTES, 0))
+        told = json.loads(read_at_start(descriptor, _MOST_BYTES))
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}

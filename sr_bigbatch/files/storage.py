@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from sr_bigbatch.system import sync
+
 _TORN = (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError, UnicodeDecodeError)
 
 
@@ -41,15 +43,6 @@ def beside(path: Path, ending: str = '.part') -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_atomically(write: Callable[[BinaryIO], Any], path: Path) -> None:

@@ -1,17 +1,15 @@
 """Signals that ask a training to end, without losing the step that is under way."""
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from sr_bigbatch.system import STOP_SIGNALS
 
 
 class StopRequest:
@@ -27,7 +25,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         """Begin to listen."""
-        self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._take) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -56,11 +54,11 @@ class Stopped(BaseException):
 def stopped_by_signals() -> Iterator[None]:
     """Have the first signal raise :class:`Stopped` in a task that has nothing to save, which cleans up on its way out."""
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
+        for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # a second one must not disturb the way out
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -81,23 +79,3 @@ def run_task(main: Callable[[], int], what_next: str = '') -> int:
     except Stopped as stop:
         print(f'{stop}{what_next}', file=sys.stderr)
         return 128 + stop.signal
-
-
-def leave_signals_to_parent(worker: int = 0) -> None:
-    """For loader workers: a signal to the whole group must not take them from a step that is to be finished.
-
-    Only the training process itself ends them, as it does at its exit. Where a signal's sender is not told (macOS), SIGTERM
-    keeps its usual effect.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()  # not os.getppid(): workers may come from a fork server
-    if hasattr(signal, 'sigwaitinfo') and parent is not None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=[parent.pid], daemon=True).start()
-
-
-def _obey(parent: int | None) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        continue
-    os._exit(0)

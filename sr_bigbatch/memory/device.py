@@ -1,27 +1,26 @@
 """How much memory there is, and how much a forward pass keeps of it."""
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from sr_bigbatch.system import free_bytes, peak_process_bytes
 
 
 def usable_bytes(device: torch.device) -> int:
     """Bytes that this process may use: free ones and those that it holds on a GPU, free physical memory on the CPU."""
     if device.type == 'cuda':
         return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
-    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return free_bytes()
 
 
 def peak_bytes(device: torch.device) -> int:
     """Most bytes in use so far: of the GPU's tensors, or on the CPU of the whole process."""
     if device.type == 'cuda':
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    return peak_process_bytes()
 
 
 def saved_bytes(run: Callable[[], object], net: nn.Module) -> int:

@@ -19,11 +19,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sr_bigbatch.files.formats import refuse_not_finite
-from sr_bigbatch.files.storage import BadFile, load_tensors, sync, write_atomically
+from sr_bigbatch.files.storage import BadFile, load_tensors, write_atomically
 from sr_bigbatch.hosts.mmengine.types import Settings
-from sr_bigbatch.hosts.signals import StopRequest, leave_signals_to_parent
+from sr_bigbatch.hosts.signals import StopRequest
 from sr_bigbatch.step.distributed import worst
 from sr_bigbatch.step.finite import poisoned
+from sr_bigbatch.system import leave_signals_to_parent, sync
 
 _LAST = 'last_checkpoint'  # mmengine's file that names the newest
 

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sr_bigbatch.hosts.basicsr.settings import Options
-from sr_bigbatch.hosts.signals import leave_signals_to_parent
 from sr_bigbatch.step.distributed import rank, world_size
+from sr_bigbatch.system import leave_signals_to_parent
 
 _EPOCHS = 1_000_003  # a prime: seeds of two runs whose seeds are near do not meet
 _SEEDS = 2**32
