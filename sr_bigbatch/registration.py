@@ -41,6 +41,7 @@ def _register() -> None:
         importlib.import_module('sr_bigbatch.hosts.basicsr.dataset')
         importlib.import_module('sr_bigbatch.hosts.basicsr.metrics')
         importlib.import_module('sr_bigbatch.hosts.basicsr.model.models')
+        importlib.import_module('sr_bigbatch.hosts.basicsr.model.real_models')
 
 
 def _mend() -> None:

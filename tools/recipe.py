@@ -17,7 +17,8 @@ def main() -> int:
     """Parse the command line, translate; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, epilog='The number of images stays the same. Exit status: 0 '
                                      'written, 2 the file cannot be translated.')
-    parser.add_argument('source', type=Path, help='option file of ESRGANModel or SRModel, or a recipe of DL-Art-School')
+    parser.add_argument('source', type=Path, help="option file of BasicSR's ESRGANModel, SRModel, RealESRGANModel or "
+                        'RealESRNetModel, or a recipe of DL-Art-School')
     parser.add_argument('target', type=Path, help='the option file to write')
     parser.add_argument('--batch', type=positive_count, help='effective batch, in images (default: 128; for a recipe of '
                         'DL-Art-School its own)')

@@ -13,7 +13,9 @@ import yaml
 from sr_bigbatch.options import OptionError
 
 LR_RULES = ('same', 'sqrt', 'linear')
-_MODELS = {'ESRGANModel': 'AccumulatingESRGANModel', 'SRModel': 'AccumulatingSRModel'}
+_MODELS = {'ESRGANModel': 'AccumulatingESRGANModel', 'SRModel': 'AccumulatingSRModel',
+           'RealESRGANModel': 'AccumulatingRealESRGANModel', 'RealESRNetModel': 'AccumulatingRealESRNetModel'}
+_BATCHES_IN_POOL = 6  # with fewer, a batch has many images of each draw of Real-ESRGAN's degradations
 _COUNTED = (('train', 'total_iter'), ('train', 'warmup_iter'), ('train', 'net_d_init_iters'), ('val', 'val_freq'),
             ('logger', 'print_freq'), ('logger', 'save_checkpoint_freq'))
 
@@ -111,7 +113,7 @@ def translate(opt: dict[str, Any], batch: int, lr_rule: str = 'same') -> Recipe:
     """The options for an effective batch, and each change with its reason.
 
     Args:
-        opt: options of BasicSR's SRModel or ESRGANModel.
+        opt: options of BasicSR's SRModel, ESRGANModel, RealESRNetModel or RealESRGANModel.
         batch: the effective batch that is wanted, in images, of all processes.
         lr_rule: learning rates stay (``same``), or grow by the square root of the batch (``sqrt``) or with it (``linear``).
 
@@ -139,6 +141,9 @@ def translate(opt: dict[str, Any], batch: int, lr_rule: str = 'same') -> Recipe:
     if batch != before:
         recipe.change(('name',), with_batch(str(opt.get('name', 'train')), before, batch), 'says the batch')
     _components(recipe)
+    if 0 < int(opt.get('queue_size') or 0) < _BATCHES_IN_POOL * batch:
+        recipe.change(('queue_size',), _BATCHES_IN_POOL * batch, f'{_BATCHES_IN_POOL} batches, so that their images come '
+                      'from many draws of degradations')
     for path in _COUNTED:
         _count(recipe, path, factor)
     _schedule(recipe, factor)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_bigbatch.hosts.basicsr.outside_training import model_of
+from sr_bigbatch.hosts.basicsr.synthesis.settings import REAL_ESRGAN
 from sr_bigbatch.hosts.basicsr.undivided_update import undivided_update
 from sr_bigbatch.options import OptionError
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
@@ -97,11 +98,12 @@ def _model(opt: dict[str, Any], root: Path, seed: int) -> Any:
     if opt['train'].get('ema_decay'):
         opt['train']['ema_decay'] = 0.5
     opt['train']['optim_wrapper'] = {'dtype': 'float32'}  # no autocast, and no clipping, which BasicSR does not have
-    if opt['train'].get('ldl_opt'):
+    if opt['train'].get('ldl_opt') and opt['model_type'] != REAL_ESRGAN:
         raise OptionError(['train.ldl_opt: no model of BasicSR makes the undivided update with relativistic and artifact '
                            'loss; verify without it (--force_yml train:ldl_opt=~)'])
     model = model_of(opt, root, seed)
-    for part in (*_networks(model).values(), model.cri_pix, model.cri_perceptual, getattr(model, 'cri_gan', None)):
+    losses = (getattr(model, name, None) for name in ('cri_pix', 'cri_perceptual', 'cri_ldl', 'cri_gan'))
+    for part in (*_networks(model).values(), *losses):
         if part is not None:
             part.double()
     return model

@@ -43,7 +43,8 @@ if 'basicsr' in sys.modules:
     from basicsr.utils import registry
     missing += [name for kind, names in {{
         'ARCH': ('CheckpointedRRDBNet', 'GrowableVGGDiscriminator'), 'DATASET': ('ProgressivePairedImageDataset',),
-        'MODEL': ('AccumulatingSRModel', 'AccumulatingESRGANModel'), 'METRIC': ('calculate_perceptual_distance',),
+        'MODEL': ('AccumulatingSRModel', 'AccumulatingESRGANModel', 'AccumulatingRealESRNetModel',
+                  'AccumulatingRealESRGANModel'), 'METRIC': ('calculate_perceptual_distance',),
     }}.items() for name in names if name not in getattr(registry, kind + '_REGISTRY')]
 import mmengine.registry
 missing += [name for kind, names in {{

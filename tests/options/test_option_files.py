@@ -17,7 +17,8 @@ FULL = [file for file in FILES if 'quickstart' not in file.stem]
 def test_the_promised_files_are_there():
     assert {file.stem for file in FILES} == {'quickstart', 'progressive_quickstart', 'rrdb_psnr_128_bs128',
                                              'esrgan_128_bs128', 'esrgan_256_bs128',
-                                             'esrgan_progressive_128to256_bs128'}
+                                             'esrgan_progressive_128to256_bs128', 'realesrgan_x4plus_bs128',
+                                             'realesrnet_x4plus_bs128'}
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
@@ -28,7 +29,7 @@ def test_only_data_and_weights_are_missing_where_they_have_not_been_fetched(file
     assert options['name'] == file.stem
     with pytest.raises(OptionError) as caught:
         check(options)
-    machine = ('there is no folder', 'ImageNet weights', '/dev/shm')
+    machine = ('there is no folder', 'there is no file', 'ImageNet weights', '/dev/shm')
     assert all(any(sign in finding for sign in machine) for finding in caught.value.findings)
 
 

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from sr_bigbatch.hosts.basicsr.construct import construct, fake_network, names_of, network_to_inspect, quiet, reason
 from sr_bigbatch.hosts.basicsr.options.schema import schema_findings
 from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
+from sr_bigbatch.hosts.basicsr.synthesis.settings import REAL_ESRGAN, REAL_ESRNET
 from sr_bigbatch.hosts.mmengine.optim_wrapper import WRAPPER, OverflowSafeOptimWrapper
 from sr_bigbatch.hosts.registered import build_registered, name_findings, not_registered, registered
 from sr_bigbatch.nets.vgg_discriminator import GrowableVGGDiscriminator
@@ -27,17 +28,17 @@ from sr_bigbatch.step.distributed import world_size
 from sr_bigbatch.step.plan import StepPlan
 from sr_bigbatch.step.replay import batch_norms
 
-OUR_MODELS = ('AccumulatingSRModel', 'AccumulatingESRGANModel')
+OUR_MODELS = ('AccumulatingSRModel', 'AccumulatingESRGANModel', REAL_ESRNET, REAL_ESRGAN)
 
 
 def part_findings(opt: Options) -> Iterable[str]:
     """Everything that a registry or a constructor builds: is the type known, and does it take these arguments?"""
-    if str(opt['model_type']) not in MODEL_REGISTRY:
-        yield f'model_type {opt["model_type"]} is not registered{did_you_mean(opt["model_type"], MODEL_REGISTRY.keys())}'
+    if str(opt['model_type']) not in names_of(MODEL_REGISTRY):
+        yield f'model_type {opt["model_type"]} is not registered{did_you_mean(opt["model_type"], names_of(MODEL_REGISTRY))}'
     for phase, dataset in opt['datasets'].items():
         where = f'datasets.{phase}'
-        if str(dataset.get('type')) not in DATASET_REGISTRY:
-            yield f'{where}.type: {dataset.get("type")}{did_you_mean(dataset.get("type"), DATASET_REGISTRY.keys())}'
+        if str(dataset.get('type')) not in names_of(DATASET_REGISTRY):
+            yield f'{where}.type: {dataset.get("type")}{did_you_mean(dataset.get("type"), names_of(DATASET_REGISTRY))}'
         yield from _storage(dataset.get('io_backend'), f'{where}.io_backend')
     for name in ('network_g', 'network_d'):
         if opt.get(name):

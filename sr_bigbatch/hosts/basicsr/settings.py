@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sr_bigbatch.hosts.basicsr.synthesis.settings import REAL_ESRGAN, sharpened_for
 from sr_bigbatch.hosts.mmengine.optim_wrapper import DTYPES, WRAPPER
 from sr_bigbatch.memory.predict import Plan
 from sr_bigbatch.options import OptionError
@@ -74,6 +75,7 @@ class TrainingSettings:
         prepends: whether the discriminator grows at its input.
         hooks: of mmengine, for its builder.
         gpus: of this process.
+        sharpened: which of the ``pixel``, ``perceptual`` and ``gan`` loss see sharpened ground truth.
     """
 
     network_g: Options
@@ -95,6 +97,7 @@ class TrainingSettings:
     prepends: bool
     hooks: tuple[Options, ...]
     gpus: int
+    sharpened: frozenset[str]
 
     @classmethod
     def from_options(cls, opt: Options) -> TrainingSettings:
@@ -117,12 +120,14 @@ class TrainingSettings:
             scale=int(opt.get('scale') or 1), data=data,
             micro_batch_size=_micro_batch_size(train.get('micro_batch_size'), data),
             kept_graphs=_kept_graphs(train.get('kept_graphs', None if by_itself else 0)),
-            exact=train.get('accumulation', 'exact') == 'exact', relativistic=bool(train.get('relativistic_gan', True)),
+            exact=train.get('accumulation', 'exact') == 'exact',
+            relativistic=bool(train.get('relativistic_gan', opt.get('model_type') != REAL_ESRGAN)),
             verify_every=int(train.get('verify_every') or 0), tf32=train.get('tf32'),
             budget_bytes=None if budget is None else int(budget * 1e9),
             batch_schedule=train.get('batch_schedule'), optim_wrapper={**WRAPPER, **(train.get('optim_wrapper') or {})},
             averages=bool(train.get('ema_decay')), stages=stages_of(opt),
-            prepends='prepend' in {hook.get('growth') for hook in hooks}, hooks=hooks, gpus=gpus_of(opt))
+            prepends='prepend' in {hook.get('growth') for hook in hooks}, hooks=hooks, gpus=gpus_of(opt),
+            sharpened=sharpened_for(opt))
 
     @property
     def batch_size(self) -> int:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from basicsr.models.esrgan_model import ESRGANModel
+from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.models.sr_model import SRModel
 from basicsr.models.srgan_model import SRGANModel
 
@@ -16,8 +17,12 @@ def undivided_update(model: Any, iteration: int) -> None:
 
     Spectral norms advance once, as in a step of ours.
     """
-    relativistic = model.opt['train'].get('relativistic_gan', True)
-    host = SRModel if not hasattr(model, 'net_d') else ESRGANModel if relativistic else SRGANModel
+    if not hasattr(model, 'net_d'):
+        host = SRModel
+    elif model.settings.relativistic:
+        host = ESRGANModel
+    else:
+        host = RealESRGANModel if hasattr(model, 'gt_usm') else SRGANModel
     nets = [getattr(model, name) for name in ('net_g', 'net_d', 'net_g_ema') if hasattr(model, name)]
     with ExitStack() as frozen:
         for net in nets:

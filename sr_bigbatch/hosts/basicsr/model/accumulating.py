@@ -264,6 +264,10 @@ class Accumulating(HostModel):
         """How many batches BasicSR's loaders and prefetchers may have begun before they are asked for."""
         return 0 if self.settings.data is None else self.settings.data.batches_under_way
 
+    def state_of_data(self) -> Mapping[str, Any] | None:
+        """What the batches of a resumed run hang on beside seed and iteration; a training state holds it."""
+        return None
+
     def set_gt_size(self, gt_size: int) -> None:
         """Tell the data set the crop size that is needed next."""
         if not set_crop_size(gt_size) and gt_size != self.settings.first_size:

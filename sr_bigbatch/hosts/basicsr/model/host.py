@@ -32,6 +32,7 @@ class OurState(TypedDict):
     seed: NotRequired[int | None]
     best: NotRequired[dict[str, dict[str, Options]]]
     fingerprint: NotRequired[Mapping[str, Any] | None]
+    data: NotRequired[Mapping[str, Any] | None]
 
 
 class TrainingState(TypedDict):

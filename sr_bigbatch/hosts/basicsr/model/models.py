@@ -53,6 +53,7 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
 
     loss_prefix = 'l_g_'
     step: AdversarialStep
+    real_images: nn.Module | None = None
 
     def build_step(self, plan: StepPlan) -> AdversarialStep:
         """The step of generator and discriminator."""
@@ -61,7 +62,7 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
         update_g, update_d = (wrapper.safe_update for wrapper in self.optim_wrappers)
         return AdversarialStep(self.net_g, self.net_d, update_g, update_d, self.losses, self.cri_gan, plan=plan,
                                relativistic=self.settings.relativistic, dtype=self.dtype,
-                               verify_every=self.settings.verify_every)
+                               verify_every=self.settings.verify_every, real_images=self.real_images)
 
     def run_step(self, current_iter: int) -> StepReport:
         """One update of the discriminator and, where ``net_d_iters`` and ``net_d_init_iters`` say so, of the generator."""

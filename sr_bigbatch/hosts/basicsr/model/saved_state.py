@@ -50,7 +50,8 @@ def our_state(model: Accumulating) -> OurState:
     """What our models know beyond BasicSR's."""
     return {'step': model.step.state_dict(), 'events': model.events.state_dict(), 'growths': list(model.growths),
             'idle': list(model.idle), 'batch': None if model.batch_schedule is None else model.batch_schedule.size,
-            'seed': model.opt.get('manual_seed'), 'best': best_metrics(model), 'fingerprint': model.fingerprint}
+            'seed': model.opt.get('manual_seed'), 'best': best_metrics(model), 'fingerprint': model.fingerprint,
+            'data': model.state_of_data()}
 
 
 def load_our_state(model: Accumulating, state: TrainingState) -> None:

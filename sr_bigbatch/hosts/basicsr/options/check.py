@@ -13,8 +13,10 @@ from sr_bigbatch.hosts.basicsr.build import build_findings, part_findings
 from sr_bigbatch.hosts.basicsr.construct import reason
 from sr_bigbatch.hosts.basicsr.options.data_files import data_findings
 from sr_bigbatch.hosts.basicsr.options.files import file_findings, vgg_findings
+from sr_bigbatch.hosts.basicsr.options.real_esrgan import REAL_ESRGAN_KEYS, is_real, real_esrgan_findings
 from sr_bigbatch.hosts.basicsr.options.schema import schema_findings, with_whole_numbers
 from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings, gpus_of
+from sr_bigbatch.hosts.basicsr.synthesis.settings import REAL_ESRGAN
 from sr_bigbatch.hosts.basicsr.tried_parts import trial_findings
 from sr_bigbatch.hosts.shared_memory import batch_bytes, lack_of_room
 from sr_bigbatch.options import OptionError, unknown_keys
@@ -60,7 +62,7 @@ def check(opt: Options, *, data: bool = True, weights: bool = True) -> None:
     if findings:
         raise OptionError(findings)
     findings = [*_known_names(opt), *_missing(opt), *_name(opt)]
-    for look in (schema_findings, part_findings, _numbers):
+    for look in (schema_findings, real_esrgan_findings, part_findings, _numbers):
         findings += _as_far_as_possible(look, opt, findings)
     if not findings:
         opt = with_whole_numbers(copy.deepcopy(opt))  # as `complete` has them
@@ -94,6 +96,7 @@ def _as_far_as_possible(look: Callable[[Options], Iterable[str]], opt: Options, 
 def _known_names(opt: Options) -> Iterable[str]:
     elsewhere = {key: section or 'top level' for section, keys in _SECTIONS.items() for key in keys}
     for section, known in _SECTIONS.items():
+        known = {*known, *REAL_ESRGAN_KEYS} if section == '' and is_real(opt) else known
         yield from unknown_keys(opt if section == '' else opt.get(section) or {}, known, section, elsewhere)
     for phase, dataset in opt.get('datasets', {}).items():
         if phase != 'train' and str(phase).split('_')[0] != 'val':
@@ -101,7 +104,8 @@ def _known_names(opt: Options) -> Iterable[str]:
         elif not isinstance(dataset, dict):
             yield f'datasets.{phase} must be a section of "key: value" lines'
         elif 'Paired' in str(dataset.get('type')):
-            yield from unknown_keys(dataset, _PAIRED, f'datasets.{phase}', elsewhere)
+            known = {*_PAIRED, 'meta_info'} if dataset['type'] == 'RealESRGANPairedDataset' else _PAIRED
+            yield from unknown_keys(dataset, known, f'datasets.{phase}', elsewhere)
 
 
 def _missing(opt: Options) -> Iterable[str]:
@@ -114,7 +118,7 @@ def _missing(opt: Options) -> Iterable[str]:
     elif 'Paired' in str(train_set.get('type')):
         yield from (f'datasets.train.{key} is missing' for key in _TRAIN_DATA_REQUIRED if train_set.get(key) is None)
     train = opt.get('train', {})
-    wanted = ['gan_opt', 'optim_d'] if opt.get('model_type') == 'AccumulatingESRGANModel' else []
+    wanted = ['gan_opt', 'optim_d'] if opt.get('model_type') in ('AccumulatingESRGANModel', REAL_ESRGAN) else []
     yield from (f'train.{key} is missing' for key in wanted if not train.get(key))
     if wanted and not opt.get('network_d'):
         yield 'network_d is missing'
@@ -170,7 +174,7 @@ def complete(opt: Options, root: Path, *, auto_resume: bool, debug: bool) -> Non
     opt['num_gpu'] = gpus_of(opt)
     for phase, dataset in opt['datasets'].items():
         dataset['phase'], dataset['scale'] = phase.split('_')[0], opt['scale']
-        for key in ('dataroot_gt', 'dataroot_lq'):
+        for key in ('dataroot_gt', 'dataroot_lq', 'meta_info'):
             if dataset.get(key) is not None:
                 dataset[key] = str(Path(dataset[key]).expanduser())
     path = opt['path']

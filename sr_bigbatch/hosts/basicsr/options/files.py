@@ -86,6 +86,8 @@ def say_which_vgg(opt: Options) -> None:
 def _dataset(dataset: Options, where: str) -> Iterable[str]:
     if is_made(dataset) and (dataset.get('io_backend') or {}).get('type') == 'lmdb':
         yield f'{where}.dataroot_lq is missing: only from a folder of photographs are low-resolution images made, no LMDB'
+    if dataset.get('meta_info') is not None and not Path(dataset['meta_info']).expanduser().is_file():
+        yield f'{where}.meta_info: there is no file {dataset["meta_info"]}; it has a line for each photograph'
     for key in ('dataroot_gt', 'dataroot_lq'):
         value = dataset.get(key)
         if value is None:
@@ -135,7 +137,7 @@ def _too_small(opt: Options) -> Iterable[str]:
 
 def _sizes(data: Options) -> Iterator[tuple[str, int, int]]:
     """Name, width and height of each ground-truth image of a paired data set; only the head of a file is read."""
-    if data.get('dataroot_gt') is None or data.get('meta_info_file') is not None:
+    if data.get('dataroot_gt') is None or _listing(data) is not None or data['type'] == 'RealESRGANDataset':
         return
     folder = Path(data['dataroot_gt']).expanduser()
     if data['io_backend']['type'] == 'lmdb':
@@ -150,12 +152,19 @@ def _sizes(data: Options) -> Iterator[tuple[str, int, int]]:
             yield file.name, *size
 
 
+def _listing(data: Options) -> str | None:
+    """The file that names the images of a training set; Real-ESRGAN's data sets have another key for it."""
+    listing: str | None = data.get('meta_info_file', data.get('meta_info'))
+    return listing
+
+
 def count_images(data: Options) -> int:
     """Number of ground-truth images of a paired data set, without opening them."""
     folder = Path(data['dataroot_gt']).expanduser()
     if is_made(data):
         return len(photographs_of(data))
-    listing = folder / 'meta_info.txt' if data['io_backend']['type'] == 'lmdb' else data.get('meta_info_file')
+    listing = folder / 'meta_info.txt' if data['io_backend']['type'] == 'lmdb' else _listing(data)
     if listing is not None:
-        return sum(1 for line in Path(listing).read_text(encoding='utf-8', errors='replace').splitlines() if line.strip())
+        lines = Path(listing).expanduser().read_text(encoding='utf-8', errors='replace').splitlines()
+        return sum(1 for line in lines if line.strip())
     return sum(1 for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith('.'))

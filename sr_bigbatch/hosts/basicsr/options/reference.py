@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sr_bigbatch.hosts.basicsr.options.real_esrgan import REAL_ESRGAN_KEYS
 from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA
 from sr_bigbatch.hosts.mmengine.hook import ProgressiveResolutionHook
 
@@ -118,11 +119,14 @@ arguments of the model.
 def reference() -> str:
     """All keys as a Markdown page."""
     lines = [_HEAD, *(f'| `{name}` | {key["title"]} | {_OUR_DEFAULTS[name]} | {key["description"]} |'
-                      for name, key in _keys(SCHEMA, ''))]
+                      for name, key in _keys(SCHEMA, '') if name not in REAL_ESRGAN_KEYS)]
     lines += ['', '### ProgressiveResolutionHook in `custom_hooks`', '', '| key | must be | default |', '|---|---|---|']
     arguments = inspect.signature(ProgressiveResolutionHook).parameters
     lines += [f'| `{name}` | {_in_words(key)} | {_yaml(arguments[name].default) if name in arguments else "required"} |'
               for name, key in SCHEMA['properties']['custom_hooks']['items']['properties'].items()]
+    lines += ['', "## Keys of Real-ESRGAN's models", '', 'At the top level; [Real-ESRGAN](realesrgan.md) explains them.', '',
+              '| key | must be | meaning |', '|---|---|---|']
+    lines += [f'| `{name}` | {key["title"]} | {key["description"]} |' for name, key in REAL_ESRGAN_KEYS.items()]
     lines += ['', "## BasicSR's keys", '', '| key | default | meaning |', '|---|---|---|']
     lines += [f'| `{section}{"." if section else ""}{key}` | {default} | {meaning} |'
               for section, keys in BASICSR_KEYS.items() for key, (default, meaning) in keys.items()]

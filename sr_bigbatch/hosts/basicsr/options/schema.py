@@ -10,6 +10,7 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from sr_bigbatch.hosts.basicsr.options.host_schema import HOST_SCHEMA, Schema
+from sr_bigbatch.hosts.basicsr.options.real_esrgan import REAL_ESRGAN_KEYS
 from sr_bigbatch.options import did_you_mean
 
 _COUNT = {'type': 'integer', 'minimum': 1}
@@ -74,7 +75,8 @@ SCHEMA: Schema = {
             keep_best=_key('true or false', 'saves with the best metrics stay, too', type='boolean')),
         val=_section(['object', 'null'], val_at_start=_key('true or false', 'validate before the first iteration',
                                                            type='boolean')),
-        custom_hooks=_key('a list of {type: ...}', 'mmengine hooks', type=['array', 'null'], items=_HOOK))}
+        custom_hooks=_key('a list of {type: ...}', 'mmengine hooks', type=['array', 'null'], items=_HOOK),
+        **REAL_ESRGAN_KEYS)}
 
 
 def _is_number(_: object, value: object) -> bool:

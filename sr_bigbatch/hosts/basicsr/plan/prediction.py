@@ -16,11 +16,12 @@ from basicsr.losses import build_loss
 from basicsr.models.esrgan_model import ESRGANModel
 from basicsr.models.sr_model import SRModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from tqdm import tqdm
 
 from sr_bigbatch.hosts.basicsr.construct import fake_network, quiet, reason
 from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
+from sr_bigbatch.hosts.basicsr.synthesis.sharpen import Sharpen
 from sr_bigbatch.hosts.losses import HostLosses
 from sr_bigbatch.memory.live_bytes import Flops, LiveBytes, tensors_of
 from sr_bigbatch.memory.predict import AS_IT_IS, MemoryModel, PhasePeaks, Plan, Run, fit, plans, with_state
@@ -59,6 +60,11 @@ class _Parts:
         with _without_vgg_weights():
             self.criteria: dict[str, nn.Module | None] = {
                 name: build_loss(loss) if loss else None for name, loss in settings.losses.items()}
+        self.sharpen = None
+        if settings.sharpened:
+            with unset_fake_temporarily():
+                self.sharpen = Sharpen()  # of numbers that cv2 computes
+            self.sharpen.kernel = mode.from_tensor(self.sharpen.kernel)
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
         """Low-resolution and ground-truth images of an effective batch."""
@@ -67,7 +73,7 @@ class _Parts:
 
     def everything(self) -> list[Tensor]:
         """Tensors that live all the time, but for optimizer states."""
-        return tensors_of(self.net_g, self.net_d, self.ema, *self.criteria.values())
+        return tensors_of(self.net_g, self.net_d, self.ema, self.sharpen, *self.criteria.values())
 
 
 def _for_size(settings: TrainingSettings, gt_size: int) -> Options | None:
@@ -114,7 +120,8 @@ def predict(settings: TrainingSettings, gt_size: int, batch: int, micro: int, ke
         lq, gt = parts.batch(batch)
         whole = parts.net_d is not None and bool(batch_norms(parts.net_d))
         plan = StepPlan(MicroBatchSizes(micro, micro, WHOLE if whole else micro), batch if kept else 0)
-        losses = HostLosses('l_', parts.criteria['pixel'], parts.criteria['perceptual'])
+        losses = HostLosses('l_', parts.criteria['pixel'], parts.criteria['perceptual'], target=parts.sharpen,
+                            of_target=settings.sharpened - {'gan'})
         with LiveBytes([*parts.everything(), lq, gt]) as live, Flops() as flops:
             opt_g = with_state(torch.optim.Adam(parts.net_g.parameters()))
             observer = PhasePeaks(live)
@@ -123,7 +130,8 @@ def predict(settings: TrainingSettings, gt_size: int, batch: int, micro: int, ke
                 opt_d = with_state(torch.optim.Adam(parts.net_d.parameters()))
                 step = AdversarialStep(parts.net_g, parts.net_d, opt_g, opt_d, losses, parts.criteria['gan'],
                                        plan=plan, relativistic=settings.relativistic, dtype=settings.dtype,
-                                       observer=observer, values=False)
+                                       observer=observer, values=False,
+                                       real_images=parts.sharpen if 'gan' in settings.sharpened else None)
             else:
                 step = SupervisedStep(parts.net_g, opt_g, losses, plan=plan, dtype=settings.dtype, observer=observer,
                                       values=False)
