@@ -10,6 +10,7 @@ from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.hosts.basicsr.settings import LoopSettings
 from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, Requested, training_loader
 from sr_bigbatch.hosts.basicsr.training.run import Run
+from sr_bigbatch.hosts.mmengine.optim_wrapper import OverflowSafeOptimWrapper
 from sr_bigbatch.options import OptionError, load
 from sr_bigbatch.step.finite import poisoned, read
 from tests.conftest import ROOT
@@ -119,3 +120,17 @@ def test_shipped_files_say_what_to_do_where_bfloat16_is_emulated(monkeypatch, na
             check(opt, data=False, weights=False)
     else:
         check(opt, data=False, weights=False)
+
+
+@pytest.mark.parametrize('kind', [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RMSprop])
+def test_a_checkpoint_that_was_read_onto_the_gpu_leaves_the_count_of_steps_on_the_cpu(kind):
+    wrapper = OverflowSafeOptimWrapper(optimizer=kind([nn.Parameter(torch.ones(3))]))
+    wrapper.optimizer.param_groups[0]['params'][0].grad = torch.ones(3)
+    wrapper.optimizer.step()
+    saved = wrapper.state_dict()
+    saved['state'] = {index: {name: FarTensor(entry) if torch.is_tensor(entry) else entry for name, entry in entries.items()
+                              if name == 'step'} | {name: entry for name, entry in entries.items() if name != 'step'}
+                      for index, entries in saved['state'].items()}
+    wrapper.load_state_dict(saved)
+    for entries in wrapper.optimizer.state.values():
+        assert not isinstance(entries['step'], FarTensor) and entries['step'] == 1

@@ -124,6 +124,8 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
             self._saved_step = saved_step
         elif saved_step is not None:
             self._step.load_state_dict(saved_step)
+        if 'state' in state_dict:
+            state_dict['state'] = {index: _counted_on_the_host(entries) for index, entries in state_dict['state'].items()}
         super().load_state_dict(state_dict)
 
     @contextmanager
@@ -132,6 +134,15 @@ class OverflowSafeOptimWrapper(OptimWrapper):  # type: ignore[misc]
         device = self.optimizer.param_groups[0]['params'][0].device
         with super().optim_context(model), autocast(device, self.cast_dtype):
             yield
+
+
+def _counted_on_the_host(entries: State) -> State:
+    """An optimizer's entries of a parameter, with ``step`` on the CPU.
+
+    mmengine reads checkpoints onto the GPU, and torch leaves ``step`` where it finds it: Adam would then wait for the GPU
+    once for each parameter in every step. Optimizers that want it there (``fused``, ``capturable``) move it back.
+    """
+    return {name: value.cpu() if name == 'step' and isinstance(value, Tensor) else value for name, value in entries.items()}
 
 
 def _clip_settings(settings: Any) -> Settings | None:
