@@ -95,7 +95,7 @@ def _owner(descriptor: int) -> dict[str, Any]:
     """What the file tells; nothing if it was not written to its end."""
     try:
         told = json.loads(read_at_start(descriptor, _MOST_BYTES))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
 
