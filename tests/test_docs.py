@@ -96,3 +96,16 @@ def test_what_a_hosts_own_loop_lacks_is_said(page, missing):
     text = (ROOT / 'docs' / page).read_text()
     said = text[text.index("In a host's own loop" if page == 'options.md' else 'In a loop of your host'):]
     assert all(name in said[:1500] for name in missing)
+
+
+def test_the_api_page_says_what_is_imported_from_where():
+    text = (ROOT / 'docs' / 'api.md').read_text()
+    said = text[:text.index('are imported from')]
+    assert set(re.findall(r'`(\w+)`', said)) == set(sr_bigbatch.__all__) - {'install'}
+
+
+def test_commands_of_the_readme_are_seen_whole_and_its_tables_have_no_stray_backslash():
+    text = (ROOT / 'README.md').read_text()
+    blocks = re.findall(r'```\w*\n(.*?)```', text, re.DOTALL)
+    assert blocks and max(len(line) for block in blocks for line in block.splitlines()) <= 105
+    assert not [line for line in text.splitlines() if line.startswith('|') and '\\|' in line]

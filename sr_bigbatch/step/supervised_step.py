@@ -34,8 +34,13 @@ class SupervisedStep(Step):
         net_g: the generator, not wrapped for data parallelism.
         opt_g: its optimizer, or a :class:`sr_bigbatch.step.update.SafeUpdate` that owns it.
         losses: the sample losses; called under autocast to the dtype of the step.
-        micro_batch_size, exact, plan, dtype, verify_every, observer, values: as there; only the size for the generator
-            counts.
+        micro_batch_size: as there; only the size for the generator counts.
+        exact: as there.
+        plan: as there.
+        dtype: as there.
+        verify_every: as there.
+        observer: as there.
+        values: as there.
     """
 
     def __init__(self, net_g: nn.Module, opt_g: torch.optim.Optimizer | SafeUpdate, losses: SampleLosses, *,
