@@ -15,11 +15,12 @@ import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
 from sr_bigbatch.memory.device import saved_bytes
 from sr_bigbatch.options import positive_count
 from sr_bigbatch.step.precision import autocast
-from sr_bigbatch.tasks.bench import draw_bytes, generators
+from sr_bigbatch.tasks.bench import as_in_training, draw_bytes, generators
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
 
+@as_in_training()
 def main() -> int:
     """Parse the command line, measure, print a table, draw a picture; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -31,7 +32,7 @@ def main() -> int:
     parser.add_argument('--only', default='', metavar='POLICY', help='BasicSR and this memory policy')
     args = parser.parse_args()
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    nets = {name: net.to(device) for name, net in generators(args.blocks).items() if name == 'BasicSR' or args.only in name}
+    nets = {name: net for name, net in generators(args.blocks, device).items() if name == 'BasicSR' or args.only in name}
     low, kept = args.gt_size // 4, {}
     print(f'{device.type}, torch {torch.__version__}, {args.blocks} blocks, {args.gt_size} px, forward and backward of '
           f'{args.samples} samples, best of {args.rounds} rounds')

@@ -32,7 +32,8 @@ def main() -> int:
     for dtype in ('float32', 'bfloat16', 'float16'):
         opt['train']['optim_wrapper'] = {'type': 'OverflowSafeOptimWrapper', 'dtype': dtype}
         seconds, share = share_of_checks(opt, args.steps)
-        print(f'{dtype:9} a step takes {seconds:.3f} s, of which checks for overflow {share:.2%}')
+        told = 'told on a CPU only' if share is None else f'{share:.2%}'
+        print(f'{dtype:9} a step takes {seconds:.3f} s, of which checks for overflow: {told}')
     small = copy.deepcopy(opt)
     small['datasets']['train'].update(gt_size=32, batch_size_per_gpu=8)
     small['network_g'].update(num_feat=16, num_grow_ch=8)

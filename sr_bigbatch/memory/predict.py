@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from sr_bigbatch.memory.live_bytes import LiveBytes
-from sr_bigbatch.step.precision import autocast
+from sr_bigbatch.step.precision import autocast, autocast_dtype
 
 CONTEXT_BYTES = 600 * 10**6  # CUDA context and library handles
 FRAGMENTATION = 1.04  # what the allocator holds over what lives
@@ -121,21 +121,31 @@ def choose(candidates: Sequence[Plan], budget_bytes: float) -> Plan | None:
     return min(fitting, key=lambda plan: (round(plan.flops, 3), -plan.micro), default=None)
 
 
+def probe_shape(device: torch.device) -> tuple[int, int, int, int]:
+    """Of the features by which :func:`sustained_flops` measures: on a GPU so many that launching a kernel costs next to
+    nothing beside its work.
+    """
+    return (16, 64, 256, 256) if device.type == 'cuda' else (4, 64, 64, 64)
+
+
 def sustained_flops(device: torch.device, dtype: torch.dtype | None, seconds: float = 1.0) -> float:
     """Operations per second in convolutions like those of a generator, measured here in about ``seconds``."""
-    image, weight = torch.rand(4, 64, 64, 64, device=device), torch.rand(64, 64, 3, 3, device=device)
+    image, weight = torch.rand(probe_shape(device), device=device), torch.rand(64, 64, 3, 3, device=device)
     operations, repeats = 2 * image.numel() * weight[0].numel(), 1
+    with autocast(device, dtype):
+        working = autocast_dtype(device) or image.dtype  # casts are not what is to be measured
+    image, weight = (part.to(working, memory_format=torch.channels_last) for part in (image, weight))
 
     def run() -> float:
         """Seconds that ``repeats`` convolutions take."""
         started = time.perf_counter()
-        with torch.no_grad(), autocast(device, dtype):
+        with torch.no_grad():
             for _ in range(repeats):
                 result = torch.nn.functional.conv2d(image, weight, padding=1)
-        result.sum().item()
+        result[0, 0, 0].tolist()  # waits
         return time.perf_counter() - started
 
-    run()
+    run()  # warms up: the first one also chooses an algorithm
     while (took := run()) < seconds / 2:
         repeats *= 2
     return operations * repeats / took

@@ -4,7 +4,8 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from sr_bigbatch.hosts.basicsr.outside_training import model_of
 from sr_bigbatch.hosts.basicsr.plain_rrdb import plain_rrdb
+from sr_bigbatch.nets.arrangement import arrange
 from sr_bigbatch.nets.rrdb import POLICIES, CheckpointedRRDBNet
 from sr_bigbatch.report.pictures import save_figure
 
@@ -42,6 +44,17 @@ def contenders(opt: dict[str, Any], gt_size: int, batch: int, micro: int, blocks
     return {BASELINE: host, **ours}
 
 
+@contextmanager
+def as_in_training() -> Iterator[None]:
+    """Let cuDNN choose its algorithms by trying, as a training does."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@as_in_training()
 def images_per_second(candidates: dict[str, dict[str, Any]], rounds: int) -> dict[str, list[float]]:
     """Images a second of each candidate, one value a round; the candidates take turns within a round."""
     steps = {name: _step(opt) for name, opt in candidates.items()}
@@ -78,13 +91,17 @@ def rows(speeds: dict[str, list[float]]) -> list[tuple[str, float, float]]:
             for name, values in speeds.items()]
 
 
-def generators(blocks: int) -> dict[str, nn.Module]:
-    """BasicSR's RRDBNet, and ours with the same weights under each policy."""
+def generators(blocks: int, device: torch.device | None = None) -> dict[str, nn.Module]:
+    """BasicSR's RRDBNet, and ours with the same weights under each policy, as they lie in a training on ``device`` (CPU)."""
     ours = {policy: CheckpointedRRDBNet(3, 3, 4, 64, blocks, 32, policy) for policy in POLICIES}
     first = next(iter(ours.values()))
-    for net in ours.values():
-        net.load_state_dict(first.state_dict())
-    return {'BasicSR': plain_rrdb(first), **ours}
+    for one in ours.values():
+        one.load_state_dict(first.state_dict())
+    nets: dict[str, nn.Module] = {'BasicSR': plain_rrdb(first), **ours}
+    for net in nets.values():
+        net.to(device or torch.device('cpu'))
+    arrange(*nets.values())
+    return nets
 
 
 def draw_bytes(kept: dict[tuple[str, str], int], target: Path) -> Path:

@@ -21,6 +21,7 @@ from sr_bigbatch.step.overflow_guard import OverflowGuard
 from sr_bigbatch.step.replay import Snapshot
 from sr_bigbatch.step.trial import Trial
 from sr_bigbatch.step.update import SafeUpdate
+from sr_bigbatch.tasks.bench import as_in_training
 
 _TOO_LARGE = 2.0**40  # beyond float16 for any network; a power of two, so that wider formats lose nothing
 CHECKS = (Trial.reject_bad_input, OverflowGuard.look_at, OverflowGuard.widen_overflowed, nan_unless_finite,
@@ -79,8 +80,12 @@ def draw_storm(logs: dict[str, list[dict[str, float]]], storm: range, target: Pa
     return save_figure(figure, target)
 
 
-def share_of_checks(opt: dict[str, Any], steps: int) -> tuple[float, float]:
-    """Seconds of a step, and the share of it that goes into :data:`CHECKS`, as a profiler of calls sees it."""
+@as_in_training()
+def share_of_checks(opt: dict[str, Any], steps: int) -> tuple[float, float | None]:
+    """Seconds of a step, and the share of it that goes into :data:`CHECKS`, as a profiler of calls sees it.
+
+    On a GPU the share is None: a check only launches its work, and a wait in it is the wait for all work before it.
+    """
     model, profile = model_of(opt, Path.cwd()), cProfile.Profile()
     batches = training_batches(model.opt)
     for number in range(steps + 2):
@@ -91,7 +96,7 @@ def share_of_checks(opt: dict[str, Any], steps: int) -> tuple[float, float]:
         profile.disable()
     stats: dict[Any, Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     whole = _seconds(stats, [type(model).optimize_parameters])
-    return whole / steps, _seconds(stats, CHECKS) / whole
+    return whole / steps, _seconds(stats, CHECKS) / whole if model.device.type == 'cpu' else None
 
 
 def _seconds(stats: dict[Any, Any], functions: Iterable[Any]) -> float:

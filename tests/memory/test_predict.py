@@ -10,6 +10,7 @@ from sr_bigbatch.memory.predict import (
     choose,
     fit,
     plans,
+    probe_shape,
     sustained_flops,
     total_bytes,
     with_state,
@@ -52,4 +53,11 @@ def test_phases_of_a_step_are_told_apart():
 
 
 def test_the_speed_of_this_machine_is_measured():
-    assert sustained_flops(torch.device('cpu'), None, seconds=0.02) > 1e6
+    for dtype in (None, torch.bfloat16):
+        assert sustained_flops(torch.device('cpu'), dtype, seconds=0.02) > 1e6
+
+
+def test_the_speed_of_a_gpu_is_measured_by_work_beside_which_a_launch_is_nothing():
+    samples, channels, height, width = probe_shape(torch.device('cuda'))
+    launch, fastest_gpu = 10e-6, 1e15  # seconds, operations a second
+    assert 2 * samples * channels**2 * 9 * height * width / fastest_gpu > 5 * launch
