@@ -42,7 +42,7 @@ class Count(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name not in _VIEWS:
             self.by_name[name] += 1
-        if name == '_to_copy' and (kwargs or {}).get('dtype') not in (None, args[0].dtype):
+        if self._weights and name == '_to_copy' and (kwargs or {}).get('dtype') not in (None, args[0].dtype):
             self.weight_casts += args[0].data_ptr() in self._weights
         return func(*args, **(kwargs or {}))
 
