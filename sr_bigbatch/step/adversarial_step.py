@@ -108,7 +108,7 @@ class AdversarialStep(Step):
 
     def _graded(self, images: Images, sizes: list[int], update_g: bool) -> Batch:
         with self.trial.section(look=True):
-            batch = Batch(*images.on_device(), sizes)
+            batch = Batch(*images.on_device(), sizes)  # takes memory for all its images
             self._generate(batch, update_g)
             self._judge(batch)
         batch.grades = self._grade(batch)  # outside of sections: it communicates

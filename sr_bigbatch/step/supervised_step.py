@@ -69,7 +69,7 @@ class SupervisedStep(Step):
         trial = self.trial
         before = Snapshot.take(trial.device, self.net_g) if self._values else None
         with trial.section():
-            batch = Batch(*images.on_device(), sizes)
+            batch = Batch(*images.on_device(), sizes)  # takes memory for all its images
             self._accumulate(batch)
             trial.observer.on_phase('commit')
             self.update_g.reserve()

@@ -85,7 +85,7 @@ class Trial:
 
     def begin(self, batch_size: int, uncuttable: Collection[str]) -> None:
         """Start a step of ``batch_size`` samples of this process."""
-        self.events, self._trouble = [], _FINE
+        self.events, self._trouble, self._part = [], _FINE, PARTS[0]
         self.memory.begin(batch_size, uncuttable)
         self.overflow.begin(batch_size)
 

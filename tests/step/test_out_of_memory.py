@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sr_bigbatch.step.adversarial_step import AdversarialStep
+from sr_bigbatch.step.batch import Batch
 from sr_bigbatch.step.elastic_plan import ElasticPlan
 from sr_bigbatch.step.out_of_memory import OutOfMemory, is_device_full, is_out_of_memory
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
@@ -121,6 +122,27 @@ def test_the_same_without_discriminator(trial):
     undisturbed(case.lq, case.gt)
     assert _equal(disturbed, undisturbed)
     assert disturbed.plan.micro.generator == 2
+
+
+@pytest.mark.parametrize('supervised', [False, True])
+@pytest.mark.parametrize('which', [1, 2])
+def test_the_images_of_the_whole_batch_may_not_fit_either(monkeypatch, supervised, which):
+    case, made = make_case(), []
+    plan = StepPlan(MicroBatchSizes(4, 4, 4))
+    step = _step(case, plan)
+    if supervised:
+        step = checked(SupervisedStep(step.net_g, step.update_g, pixel_loss, plan=plan), case.lq, case.gt)
+
+    def full_at_first(*arguments):
+        made.append(arguments)
+        if len(made) == which:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB')
+        return Batch(*arguments)
+
+    monkeypatch.setattr(f'sr_bigbatch.step.{"supervised" if supervised else "adversarial"}_step.Batch', full_at_first)
+    reports = [step(case.lq, case.gt) for _ in range(2)]
+    assert [event.kind for event in reports[which - 1].events] == ['out of memory'] and step.plan.micro.generator == 2
+    assert reports[1].verdicts['g'] is Verdict.COMMITTED
 
 
 @pytest.mark.parametrize('error', FORMS, ids=str)
