@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import sr_bigbatch
+from sr_bigbatch.memory.allocator import use_expandable_segments
 from sr_bigbatch.options import OptionError, load, override, refuse_code
 
 
@@ -20,6 +21,7 @@ def main() -> int:
     if not script.is_file():
         print(f'there is no script {script}', file=sys.stderr)
         return 2
+    use_expandable_segments()  # before torch is imported, which the hosts do
     sr_bigbatch.install()
     try:
         _check(arguments)

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     'report': {*_BELOW_NETS, 'nets', 'options'},
     'hosts': {*_BELOW_NETS, 'nets', 'options', 'report', 'registration', 'system'},
     'tasks': {*_BELOW_NETS, 'nets', 'options', 'report', 'hosts', 'system'},
-    '__main__': {'options', 'hosts'}, '__init__': {'step', 'nets', 'registration'},
+    '__main__': {'memory', 'options', 'hosts'}, '__init__': {'step', 'nets', 'registration'},
 }
 """By folder or module of the package: the others of which it knows."""
 HOSTS = {'basicsr', 'mmengine', 'mmagic', 'realesrgan'}

@@ -14,6 +14,7 @@ from sr_bigbatch.hosts.basicsr.options.reference import reference
 from sr_bigbatch.hosts.basicsr.options.schema import SCHEMA
 from sr_bigbatch.hosts.basicsr.plan.automatic import choose_plan, plan_later_stages
 from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
+from sr_bigbatch.memory.target import Target
 from sr_bigbatch.options import OptionError, load, override, positive_number
 
 
@@ -38,8 +39,9 @@ def main() -> int:
         check(opt)
         if args.vram:
             settings = TrainingSettings.from_options(opt)
-            plan_later_stages(settings, args.vram * 2**30)
-            plan = choose_plan(settings, int(opt['datasets']['train']['gt_size']), args.vram * 2**30)
+            target = Target.of_training('cuda')
+            plan_later_stages(settings, args.vram * 2**30, target)
+            plan = choose_plan(settings, int(opt['datasets']['train']['gt_size']), args.vram * 2**30, target)
             print(f'Predicted peak {plan.total_bytes / 2**30:.2f} GB of {args.vram:g} GB: {shlex.join(plan.options)}')
     except OptionError as error:
         print(f'{args.opt}: {len(error.findings)} to be changed:\n{error}', file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from sr_bigbatch.hosts.basicsr.plan.prediction import CannotPredict, candidates
 from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.memory.plan_table import describe
 from sr_bigbatch.memory.predict import choose, sustained_flops
+from sr_bigbatch.memory.target import Target
 from sr_bigbatch.options import OptionError, load, override, positive_count, positive_number
 from sr_bigbatch.report.run_log import LOG_FILE, noise_verdict
 
@@ -26,6 +28,9 @@ def main() -> int:
                                      'the options has to be changed first.')
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file')
     parser.add_argument('--vram', type=positive_number, default=8, metavar='GB', help='memory of the GPU (default: 8)')
+    parser.add_argument('--device', choices=['cuda', 'cpu'], default='cuda', help='what it will run on (default: cuda)')
+    parser.add_argument('--processes', type=positive_count, default=1, metavar='K',
+                        help='of the run, one per GPU (default: 1)')
     parser.add_argument('--val-size', type=positive_count, default=1024, metavar='PIXELS',
                         help='width of the largest validation image (default: 1024)')
     parser.add_argument('--tflops', type=positive_number, help='what the GPU sustains in convolutions, in 10^12 operations '
@@ -42,16 +47,14 @@ def main() -> int:
         settings = TrainingSettings.from_options(opt)
         sizes = [int(opt['datasets']['train']['gt_size']), *(stage.gt_size for stage in settings.stages[1:])]
         print('Predicting, without a GPU; a minute or two for each crop size.', file=sys.stderr)
-        found = {size: candidates(settings, size, args.val_size, os.cpu_count() or 1) for size in sizes}
-    except OptionError as error:
+        target = Target.of_training(args.device, args.processes)
+        found = {size: candidates(settings, size, args.val_size, target, os.cpu_count() or 1) for size in sizes}
+    except (OptionError, CannotPredict) as error:
         print(f'{args.opt}: nothing was planned. To be changed:\n{error}', file=sys.stderr)
-        return 2
-    except CannotPredict as error:
-        print(f'{args.opt}: nothing was planned: {error}', file=sys.stderr)
         return 2
     chosen = {size: choose(plans, args.vram * 2**30) for size, plans in found.items()}
     if args.json:
-        print(json.dumps({size: plan and vars(plan) for size, plan in chosen.items()}))
+        print(json.dumps({size: plan and asdict(plan) for size, plan in chosen.items()}))
         return 0 if all(chosen.values()) else 1
     # The speed of a CPU says nothing about a GPU.
     measured = torch.cuda.is_available() and not args.tflops

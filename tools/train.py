@@ -6,16 +6,20 @@ import argparse
 import sys
 from pathlib import Path
 
-import sr_bigbatch  # noqa: F401  (registers the components, and mends what `import basicsr` needs)
-from sr_bigbatch.files.run_lock import FolderInUse
-from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp
-from sr_bigbatch.hosts.basicsr.options.check import check, complete
-from sr_bigbatch.hosts.basicsr.options.notes import notes
-from sr_bigbatch.hosts.basicsr.training.loader import BadImage
-from sr_bigbatch.hosts.basicsr.training.train import start_processes, train
-from sr_bigbatch.options import OptionError, load, override
-from sr_bigbatch.step.distributed import leave_group
-from sr_bigbatch.step.out_of_memory import OutOfMemory
+from sr_bigbatch.memory.allocator import use_expandable_segments
+
+use_expandable_segments()  # torch reads it when it is imported
+
+import sr_bigbatch  # noqa: E402, F401  (registers the components, and mends what `import basicsr` needs)
+from sr_bigbatch.files.run_lock import FolderInUse  # noqa: E402
+from sr_bigbatch.hosts.basicsr.model.saved_state import GaveUp  # noqa: E402
+from sr_bigbatch.hosts.basicsr.options.check import check, complete  # noqa: E402
+from sr_bigbatch.hosts.basicsr.options.notes import notes  # noqa: E402
+from sr_bigbatch.hosts.basicsr.training.loader import BadImage  # noqa: E402
+from sr_bigbatch.hosts.basicsr.training.train import start_processes, train  # noqa: E402
+from sr_bigbatch.options import OptionError, load, override  # noqa: E402
+from sr_bigbatch.step.distributed import leave_group  # noqa: E402
+from sr_bigbatch.step.out_of_memory import OutOfMemory  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,13 +7,17 @@ import os
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from sr_bigbatch.memory.allocator import use_expandable_segments
 
-import sr_bigbatch  # noqa: F401  (registers the components)
-from sr_bigbatch.files.storage import BadFile
-from sr_bigbatch.hosts.mmengine.runner import run
-from sr_bigbatch.hosts.mmengine.safe_runner import RunEnded
-from sr_bigbatch.options import OptionError
+use_expandable_segments()  # torch reads it when it is imported
+
+from mmengine.config import Config, DictAction  # noqa: E402
+
+import sr_bigbatch  # noqa: E402, F401  (registers the components)
+from sr_bigbatch.files.storage import BadFile  # noqa: E402
+from sr_bigbatch.hosts.mmengine.runner import run  # noqa: E402
+from sr_bigbatch.hosts.mmengine.safe_runner import RunEnded  # noqa: E402
+from sr_bigbatch.options import OptionError  # noqa: E402
 
 
 def main() -> int:

@@ -6,13 +6,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sr_bigbatch.memory.target import CONTEXT_BYTES
 from sr_bigbatch.system import free_bytes, peak_process_bytes
 
 
 def usable_bytes(device: torch.device) -> int:
-    """Bytes that this process may use: free ones and those that it holds on a GPU, free physical memory on the CPU."""
+    """Bytes that this process may use: on a GPU free ones and those that it holds, on the CPU free physical memory.
+
+    On a GPU the process holds its CUDA context, too, which the question itself makes.
+    """
     if device.type == 'cuda':
-        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) + CONTEXT_BYTES
     return free_bytes()
 
 

@@ -91,12 +91,15 @@ def tensors_of(*modules: torch.nn.Module | None) -> list[Tensor]:
 def peak_of(run: Callable[[], object], device: torch.device, before: Iterable[Tensor]) -> int:
     """Most bytes of tensors that lived at once during ``run()``: the allocator's count on a GPU, ours elsewhere.
 
+    On a GPU it is that of a second run: in the first one cuDNN tries all its ways, also those with workspaces of gigabytes.
+
     Args:
-        run: what is measured.
+        run: what is measured; it may be called twice.
         device: where.
         before: tensors that live already.
     """
     if device.type == 'cuda':
+        run()
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return int(torch.cuda.max_memory_allocated(device))

@@ -1,10 +1,12 @@
 """Predicts the memory and the work of a step, and chooses how to cut the batch for a given memory.
 
 A step is run on fake tensors, which have shapes and no data, so no GPU and hardly any memory is needed. The peak of each
-phase grows linearly with the batch and with the micro-batch, so three small runs tell the peak of any cut.
+phase grows linearly with the batch. With the micro-batch it grows in straight pieces, because a phase is at its highest in
+another place for a large one: a few runs of two micro-batches tell the peak of any cut.
 """
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from sr_bigbatch.memory.live_bytes import LiveBytes
+from sr_bigbatch.memory.target import CUDA, Target
 from sr_bigbatch.step.precision import autocast, autocast_dtype
 
-CONTEXT_BYTES = 600 * 10**6  # CUDA context and library handles
-FRAGMENTATION = 1.04  # what the allocator holds over what lives
 AS_IT_IS = 'as it is'
 """The ``memory`` of a plan where the generator has no option ``activation_memory``."""
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+_TRIED = (1, 4, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,18 @@ class Run:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Peak of each phase as ``fixed + per_sample * B + per_micro * M`` bytes, and operations per sample.
+    """Peak of each phase by batch and micro-batch, and operations per sample.
 
-    ``whole`` is a run of the undivided batch, for which this does not hold: the discriminator's graph is kept then.
+    Attributes:
+        per_sample: bytes by phase for each sample of the batch.
+        per_micro: by micro-batch, in rising order, the other bytes by phase; between two of them a straight line is drawn.
+        flops_per_sample: operations.
+        batch: the effective batch.
+        whole: a run of the undivided batch, for which this does not hold: the discriminator's graph is kept then.
     """
 
-    coefficients: dict[str, tuple[float, float, float]]
+    per_sample: dict[str, float]
+    per_micro: dict[int, dict[str, float]]
     flops_per_sample: float
     batch: int
     whole: Run
@@ -45,8 +53,12 @@ class MemoryModel:
         """Bytes by phase for a micro-batch."""
         if micro >= self.batch:
             return {phase: float(peak) for phase, peak in self.whole.peak.items()}
-        return {phase: fixed + per_sample * self.batch + per_micro * micro
-                for phase, (fixed, per_sample, per_micro) in self.coefficients.items()}
+        sizes = list(self.per_micro)
+        right = min(max(1, bisect.bisect_left(sizes, micro)), len(sizes) - 1)
+        low, high = sizes[right - 1], sizes[right]
+        share = (micro - low) / (high - low)
+        return {phase: each * self.batch + (1 - share) * self.per_micro[low][phase] + share * self.per_micro[high][phase]
+                for phase, each in self.per_sample.items()}
 
     def flops(self, micro: int) -> float:
         """Operations per sample for a micro-batch."""
@@ -64,6 +76,7 @@ class Plan:
         peak: live bytes by phase.
         flops: operations of a step over those of the undivided one.
         work: floating-point operations per sample.
+        target: the device for which it is.
     """
 
     memory: str
@@ -72,6 +85,7 @@ class Plan:
     peak: dict[str, float]
     flops: float
     work: float
+    target: Target = CUDA
 
     @property
     def options(self) -> list[str]:
@@ -81,36 +95,32 @@ class Plan:
 
     @property
     def total_bytes(self) -> float:
-        """What a GPU must have: live tensors at their highest, fragmentation and context."""
-        return total_bytes(max(self.peak.values()))
-
-
-def total_bytes(live: float) -> float:
-    """What a GPU must have for ``live`` bytes of tensors: fragmentation and context come on top."""
-    return live * FRAGMENTATION + CONTEXT_BYTES
+        """What a GPU must have: live tensors at their highest, workspaces, fragmentation and context."""
+        return self.target.total_bytes(max(self.peak.values()))
 
 
 def fit(run: Callable[[int, int], Run], batch: int) -> MemoryModel:
-    """The model of an effective batch behind ``run(batch, micro)``, from three small runs and an undivided one."""
-    small, longer, wider = run(3, 1), run(4, 1), run(4, 2)
-    coefficients = {}
-    for phase, peak in small.peak.items():
-        per_sample, per_micro = longer.peak[phase] - peak, wider.peak[phase] - longer.peak[phase]
-        coefficients[phase] = float(peak - 3 * per_sample - per_micro), float(per_sample), float(per_micro)
-    return MemoryModel(coefficients, float(longer.flops - small.flops), batch, run(batch, batch))
+    """The model of an effective batch behind ``run(batch, micro)``, from runs of few micro-batches and an undivided one."""
+    small, longer = run(3, 1), run(4, 1)
+    each = {phase: float(longer.peak[phase] - peak) for phase, peak in small.peak.items()}
+    runs = {1: (4, longer), **{micro: (2 * micro, run(2 * micro, micro)) for micro in _TRIED[1:]}}
+    per_micro = {micro: {phase: found.peak[phase] - count * bytes_each for phase, bytes_each in each.items()}
+                 for micro, (count, found) in runs.items()}
+    return MemoryModel(each, per_micro, float(longer.flops - small.flops), batch, run(batch, batch))
 
 
-def plans(models: dict[tuple[str, bool], MemoryModel], baseline_flops: float,
+def plans(models: dict[tuple[str, bool], MemoryModel], baseline_flops: float, target: Target = CUDA,
           micro_batches: Sequence[int] = MICRO_BATCHES) -> list[Plan]:
     """Every plan for an effective batch, from models by (``activation_memory``, graphs kept).
 
     Args:
         models: of one effective batch.
         baseline_flops: operations per sample that count as 1.
+        target: the device for which the models are.
         micro_batches: to choose from; those above the batch are left out, the batch itself is always among them.
     """
     return [Plan(memory, micro, kept, model.peak(micro), model.flops(micro) / baseline_flops,
-                 model.flops(micro))
+                 model.flops(micro), target)
             for (memory, kept), model in models.items()
             for micro in sorted({*(size for size in micro_batches if size < model.batch), model.batch})]
 

@@ -68,9 +68,14 @@ class SafeUpdate:
         """Make sure that :meth:`finalize_gradient` and :meth:`apply` find the memory that they need: an optimizer that is
         interrupted half-way can be neither finished nor undone. The first commit also makes the optimizer's state.
         """
-        sizes = {parameter: parameter.numel() * parameter.element_size() for parameter in self.parameters}
-        moments = sum(size for parameter, size in sizes.items() if parameter not in self.optimizer.state)
-        torch.empty(3 * sum(sizes.values()) + 2 * moments, dtype=torch.uint8, device=self.parameters[0].device)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+        torch.empty(3 * weights + self.bytes_of_missing_state, dtype=torch.uint8, device=self.parameters[0].device)
+
+    @property
+    def bytes_of_missing_state(self) -> int:
+        """What the optimizer's state will take that its first step makes: two moments, as of Adam."""
+        return 2 * sum(parameter.numel() * parameter.element_size() for parameter in self.parameters
+                       if parameter not in self.optimizer.state)
 
     def record_partial_norm(self, part: int, whole: int) -> None:
         """Keep the gradient norm after the first ``part`` of ``whole`` samples; later calls of a step do nothing."""

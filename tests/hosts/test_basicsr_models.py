@@ -10,6 +10,7 @@ from sr_bigbatch.hosts.basicsr.plan import rehearsal
 from sr_bigbatch.hosts.basicsr.plan.prediction import predict
 from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.memory.predict import fit, plans
+from sr_bigbatch.memory.target import Target
 from sr_bigbatch.nets.rrdb import POLICIES
 from sr_bigbatch.options import OptionError
 from sr_bigbatch.step.plan import MicroBatchSizes
@@ -129,8 +130,8 @@ def test_gradient_clipping_of_the_wrapper_is_used(opt, built):
 def test_auto_predicts_a_micro_batch_within_the_budget(opt, built):
     opt['train'].update(micro_batch_size='auto', memory_budget_gb=4)
     assert built(copy.deepcopy(opt)).first_plan.micro.generator == 4
-    model = fit(lambda batch, micro: predict(TrainingSettings.from_options(opt), 32, batch, micro, True), 4)
-    known = plans({('lean', True): model}, 1.0)
+    model = fit(lambda batch, micro: predict(TrainingSettings.from_options(opt), 32, batch, micro, True, 'cpu'), 4)
+    known = plans({('lean', True): model}, 1.0, Target('cpu'))
     for plan in known:
         budget = plan.total_bytes + 0.05 * max(plan.peak.values())
         opt['train']['memory_budget_gb'] = budget / 1e9
@@ -138,8 +139,8 @@ def test_auto_predicts_a_micro_batch_within_the_budget(opt, built):
         model = built(copy.deepcopy(opt))
         assert model.first_plan.micro.generator == expected
         assert not any(parameter.grad is not None for parameter in model.net_g.parameters())
-    opt['train']['memory_budget_gb'] = 0.1
-    with pytest.raises(OptionError, match=r'even one sample of 32 px .* and there are 0.10 GB'):
+    opt['train']['memory_budget_gb'] = 0.001
+    with pytest.raises(OptionError, match=r'even one sample of 32 px .* and there are 0.00 GB'):
         built(copy.deepcopy(opt))
 
 

@@ -11,7 +11,8 @@ from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.hosts.basicsr.plan import prediction
 from sr_bigbatch.hosts.basicsr.settings import TrainingSettings
 from sr_bigbatch.memory.live_bytes import LiveBytes
-from sr_bigbatch.memory.predict import CONTEXT_BYTES, choose, fit
+from sr_bigbatch.memory.predict import choose, fit
+from sr_bigbatch.memory.target import Target
 from sr_bigbatch.nets.rrdb import POLICIES
 from sr_bigbatch.options import load, override
 from tests.conftest import ROOT, load_tool
@@ -47,18 +48,27 @@ def test_live_bytes_are_counted_until_they_die():
     ('lean', 'batch', 'bfloat16', 8, 8, True)])
 def test_the_peak_fitted_on_fake_tensors_is_the_peak_of_a_real_step(memory, norm, dtype, batch, micro, kept, monkeypatch):
     settings = _settings(memory, norm, dtype, perceptual_opt=None)
-    model = fit(lambda count, size: prediction.predict(settings, 64, count, size, kept), batch)
+    model = fit(lambda count, size: prediction.predict(settings, 64, count, size, kept, 'cpu'), batch)
     monkeypatch.setattr(prediction, 'FakeTensorMode', contextlib.nullcontext)
-    real = prediction.predict(settings, 64, batch, micro, kept)
+    real = prediction.predict(settings, 64, batch, micro, kept, 'cpu')
     predicted = model.peak(micro)
     assert max(predicted.values()) == pytest.approx(max(real.peak.values()), rel=0.05)
     assert model.flops(micro) * batch == pytest.approx(real.flops, rel=0.01)
 
 
+def test_the_prediction_for_a_gpu_runs_under_its_rules_of_autocast_wherever_it_is_made():
+    kinds, settings = ('cpu', 'cuda'), _settings('lean', dtype='bfloat16', perceptual_opt=None)
+    narrow, wide = (prediction.predict(settings, 128, 8, 4, False, kind).peak['grade'] for kind in kinds)
+    assert wide > narrow + 4 * 8 * 64 * 64 * 2  # GroupNorm works in float32 there
+    settings = _settings('lean', dtype='float32', perceptual_opt=None)
+    narrow, wide = (prediction.predict(settings, 128, 8, 4, False, kind).peak['grade'] for kind in kinds)
+    assert wide == narrow
+
+
 @pytest.mark.slow
 def test_the_full_recipe_fits_small_cards_with_little_more_work():
     opt = load(ROOT / 'options' / 'esrgan_256_bs128.yml')
-    plans = prediction.candidates(TrainingSettings.from_options(opt), 256, 1024)
+    plans = prediction.candidates(TrainingSettings.from_options(opt), 256, 1024, Target('cuda', expandable=True))
     for gigabytes, flops in ((4, 1.25), (8, 1.25), (24, 1.03)):
         plan = choose(plans, gigabytes * 2**30)
         assert plan is not None and plan.flops <= flops
@@ -74,7 +84,8 @@ def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeyp
     opt['train']['perceptual_opt'] = None
     path.write_text(yaml.safe_dump(opt))
     settings = TrainingSettings.from_options(opt)
-    predicted = {size: prediction.candidates(settings, size, 64) for size in (64, 128)}  # once, for all calls below
+    target = Target.of_training('cuda')
+    predicted = {size: prediction.candidates(settings, size, 64, target) for size in (64, 128)}  # once, for all calls below
     monkeypatch.setattr(prediction, 'candidates', lambda settings, size, *_: predicted[size])
 
     def plan(*arguments):
@@ -91,7 +102,7 @@ def test_the_plan_of_an_option_file_is_printed_and_can_be_used(tmp_path, monkeyp
     status, said = plan('--vram', '1.5', '--json')
     chosen = json.loads(said.out.splitlines()[-1])
     assert status == 0 and set(chosen) == {'64', '128'} and chosen['64']['micro'] >= 1
-    assert max(chosen['128']['peak'].values()) + CONTEXT_BYTES < 1.5 * 2**30
+    assert Target(**chosen['128']['target']).total_bytes(max(chosen['128']['peak'].values())) < 1.5 * 2**30
     assert plan('--vram', '0.1')[0] == 1
     assert plan('--force_yml', 'train:mirco_batch_size=1')[0] == 2
 

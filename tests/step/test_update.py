@@ -91,3 +91,13 @@ def test_grad_scalers_state_loads_both_ways():
     assert scale.value == 2.0**12
     scaler.load_state_dict({**scale.state_dict(), 'scale': 8.0})
     assert scaler.state_dict()['scale'] == 8.0
+
+
+def test_the_memory_of_the_first_step_of_an_optimizer_is_known_before_it():
+    net = nn.Linear(4, 2)
+    update = SafeUpdate(torch.optim.Adam(net.parameters()))
+    missing = update.bytes_of_missing_state
+    net(torch.ones(1, 4)).sum().backward()
+    update.commit()
+    made = sum(value.nbytes for state in update.optimizer.state.values() for value in state.values() if value.dim())
+    assert missing == made and update.bytes_of_missing_state == 0

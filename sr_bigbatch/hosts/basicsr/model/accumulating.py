@@ -26,8 +26,10 @@ from sr_bigbatch.hosts.basicsr.weights import weights_of
 from sr_bigbatch.hosts.losses import HostLosses
 from sr_bigbatch.hosts.mmengine.optim_wrapper import OverflowSafeOptimWrapper
 from sr_bigbatch.hosts.registered import build_registered
+from sr_bigbatch.memory.allocator import has_expandable_segments
 from sr_bigbatch.memory.device import usable_bytes
 from sr_bigbatch.memory.predict import Plan
+from sr_bigbatch.memory.target import Target
 from sr_bigbatch.nets.arrangement import arrange
 from sr_bigbatch.options import OptionError, unshared
 from sr_bigbatch.progressive.batch_schedule import BatchSchedule
@@ -87,10 +89,12 @@ class Accumulating(HostModel):
         self.refusals: Counter[str] = Counter()
         device = torch.device('cuda' if given.gpus else 'cpu')
         self.budget_bytes = usable_bytes(device) if given.budget_bytes is None else given.budget_bytes
-        self.stage_plans, self.chooses_micro = plan_later_stages(given, self.budget_bytes), given.micro_batch_size is None
+        target = Target(device.type, has_expandable_segments(), world_size())
+        self.stage_plans = plan_later_stages(given, self.budget_bytes, target)
+        self.chooses_micro = given.micro_batch_size is None
         self.automatic: Plan | None = None
         if given.data is not None and given.is_automatic:
-            self.automatic = choose_plan(given, given.data.gt_size, self.budget_bytes)
+            self.automatic = choose_plan(given, given.data.gt_size, self.budget_bytes, target)
         self.settings = given if self.automatic is None else given.with_plan(self.automatic)
         super().__init__({**opt, 'network_g': self.settings.network_g, 'num_gpu': given.gpus})
 

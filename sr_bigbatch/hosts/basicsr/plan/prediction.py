@@ -23,8 +23,10 @@ from sr_bigbatch.hosts.basicsr.construct import fake_network, quiet, reason
 from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
 from sr_bigbatch.hosts.basicsr.synthesis.sharpen import Sharpen
 from sr_bigbatch.hosts.losses import HostLosses
+from sr_bigbatch.memory.autocast_rules import autocast_as_on
 from sr_bigbatch.memory.live_bytes import Flops, LiveBytes, tensors_of
 from sr_bigbatch.memory.predict import AS_IT_IS, MemoryModel, PhasePeaks, Plan, Run, fit, plans, with_state
+from sr_bigbatch.memory.target import Target
 from sr_bigbatch.nets.rrdb import POLICIES
 from sr_bigbatch.step.adversarial_step import AdversarialStep
 from sr_bigbatch.step.plan import WHOLE, MicroBatchSizes, StepPlan
@@ -102,7 +104,7 @@ def _without_vgg_weights() -> Iterator[None]:
         vgg_arch.VGG_PRETRAIN_PATH, vgg_arch.vgg = path, models
 
 
-def predict(settings: TrainingSettings, gt_size: int, batch: int, micro: int, kept: bool) -> Run:
+def predict(settings: TrainingSettings, gt_size: int, batch: int, micro: int, kept: bool, kind: str = 'cuda') -> Run:
     """Run one step on fake tensors.
 
     Args:
@@ -111,23 +113,25 @@ def predict(settings: TrainingSettings, gt_size: int, batch: int, micro: int, ke
         batch: effective batch of a process.
         micro: micro-batch of generator and losses; a discriminator with BatchNorm gets the whole batch.
         kept: whether all of the generator's graphs are kept.
+        kind: type of the device whose rules of autocast hold.
 
     Raises:
         CannotPredict: if networks or losses do not run on fake tensors.
     """
-    with _explained(), FakeTensorMode() as mode:
+    with _explained(), autocast_as_on(kind), FakeTensorMode() as mode:
         parts = _Parts(settings, gt_size, mode)
         lq, gt = parts.batch(batch)
         whole = parts.net_d is not None and bool(batch_norms(parts.net_d))
         plan = StepPlan(MicroBatchSizes(micro, micro, WHOLE if whole else micro), batch if kept else 0)
+        foreach = kind == 'cuda'  # torch's default
         losses = HostLosses('l_', parts.criteria['pixel'], parts.criteria['perceptual'], target=parts.sharpen,
                             of_target=settings.sharpened - {'gan'})
         with LiveBytes([*parts.everything(), lq, gt]) as live, Flops() as flops:
-            opt_g = with_state(torch.optim.Adam(parts.net_g.parameters()))
+            opt_g = with_state(torch.optim.Adam(parts.net_g.parameters(), foreach=foreach))
             observer = PhasePeaks(live)
             step: AdversarialStep | SupervisedStep
             if parts.net_d is not None and parts.criteria['gan'] is not None:
-                opt_d = with_state(torch.optim.Adam(parts.net_d.parameters()))
+                opt_d = with_state(torch.optim.Adam(parts.net_d.parameters(), foreach=foreach))
                 step = AdversarialStep(parts.net_g, parts.net_d, opt_g, opt_d, losses, parts.criteria['gan'],
                                        plan=plan, relativistic=settings.relativistic, dtype=settings.dtype,
                                        observer=observer, values=False,
@@ -174,7 +178,7 @@ def baseline_flops(settings: TrainingSettings, gt_size: int) -> float:
     return float(totals[1] - totals[0])
 
 
-def model_of(settings: TrainingSettings, gt_size: int, memory: Any, kept: bool) -> MemoryModel:
+def model_of(settings: TrainingSettings, gt_size: int, memory: Any, kept: bool, kind: str) -> MemoryModel:
     """Memory and work of the effective batch of a training at a crop size.
 
     Args:
@@ -182,23 +186,25 @@ def model_of(settings: TrainingSettings, gt_size: int, memory: Any, kept: bool) 
         gt_size: of the crops, in pixels.
         memory: ``network_g.activation_memory``; None where the network has no such option.
         kept: whether the generator's graphs are kept.
+        kind: type of the device whose rules of autocast hold.
     """
     chosen = settings.with_memory(memory)
-    return fit(lambda count, micro: predict(chosen, gt_size, count, micro, kept), settings.batch_size)
+    return fit(lambda count, micro: predict(chosen, gt_size, count, micro, kept, kind), settings.batch_size)
 
 
-def candidates(settings: TrainingSettings, gt_size: int, val_size: int, processes: int = 1) -> list[Plan]:
+def candidates(settings: TrainingSettings, gt_size: int, val_size: int, target: Target, processes: int = 1) -> list[Plan]:
     """All plans for the effective batch of a training at a crop size, with a progress bar.
 
     Args:
         settings: of the training.
         gt_size: of the crops, in pixels.
         val_size: width and height of the largest validation image, in pixels.
+        target: the device for which it is.
         processes: how many predict at the same time.
     """
     policies = tuple(POLICIES) if settings.network_g['type'] == 'CheckpointedRRDBNet' else (None,)
     combinations = list(itertools.product(policies, (True, False) if settings.network_d else (False,)))
-    jobs = [(settings, gt_size, *combination) for combination in combinations]
+    jobs = [(settings, gt_size, *combination, target.kind) for combination in combinations]
     with ExitStack() as opened:
         bar = opened.enter_context(tqdm(total=len(jobs), unit='policy', desc=f'{gt_size} px'))
         run: Any = itertools.starmap(model_of, jobs)
@@ -211,4 +217,4 @@ def candidates(settings: TrainingSettings, gt_size: int, val_size: int, processe
             bar.update()
     validation = float(validation_peak(settings, val_size))
     return [replace(plan, peak={**plan.peak, 'validate': validation})
-            for plan in plans(models, baseline_flops(settings, gt_size))]
+            for plan in plans(models, baseline_flops(settings, gt_size), target)]
