@@ -123,12 +123,22 @@ class GrowableVGGDiscriminator(nn.Module):
                 features = batch_norm_conv(features, getattr(self, f'bn{name}'), getattr(self, f'conv{following}'))
             return F.leaky_relu_(getattr(self, f'bn{names[-1]}')(features), SLOPE)
         features = self._first(images)
-        for name in names[1:]:
-            if name != names[1]:
-                features = getattr(self, f'conv{name}')(features)
-            norm = getattr(self, f'gn{name}', None)
-            features = F.leaky_relu_(features if norm is None else norm(features), SLOPE)
-        return features
+        for name, following in itertools.pairwise(names[1:]):
+            if self.norm == 'group':  # float32 under CUDA's autocast: keep what goes in, compute the rest again
+                features = checkpoint(self._following, features, name, following, use_reentrant=False,
+                                      preserve_rng_state=False)
+            else:
+                features = self._following(features, name, following)
+        return self._activated(features, names[-1])
+
+    def _following(self, features: Tensor, name: str, following: str) -> Tensor:
+        """The output of convolution ``following`` from that of convolution ``name``."""
+        output: Tensor = self.get_submodule(f'conv{following}')(self._activated(features, name))
+        return output
+
+    def _activated(self, features: Tensor, name: str) -> Tensor:
+        norm = getattr(self, f'gn{name}', None)
+        return F.leaky_relu_(features if norm is None else norm(features), SLOPE)
 
     def _first(self, images: Tensor) -> Tensor:
         first: Tensor = self.get_submodule('conv0_1')(F.leaky_relu_(self._entry(images), SLOPE))

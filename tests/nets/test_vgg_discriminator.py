@@ -1,8 +1,11 @@
 import pytest
 import torch
 from basicsr.archs.discriminator_arch import VGGStyleDiscriminator
+from torch.nn import functional as F
 
+from sr_bigbatch.memory.autocast_rules import autocast_as_on
 from sr_bigbatch.memory.device import saved_bytes
+from sr_bigbatch.memory.live_bytes import Flops, LiveBytes
 from sr_bigbatch.nets.vgg_discriminator import NORMS, GrowableVGGDiscriminator
 
 
@@ -42,6 +45,43 @@ def test_batch_norm_keeps_less_than_half_of_basicsrs_bytes():
     host, ours = VGGStyleDiscriminator(3, 8, 128), GrowableVGGDiscriminator(3, 8, 128, 'batch')
     images = torch.rand(2, 3, 128, 128)
     assert saved_bytes(lambda: ours(images), ours) < 0.45 * saved_bytes(lambda: host(images), host)
+
+
+def _layer_by_layer(net, images):
+    """Logits of a discriminator with ``norm: group`` as its layers say it, nothing computed again."""
+    features = F.leaky_relu(net.conv0_0(images), 0.2)
+    for name in [f'{stage}_{part}' for stage in range(net.stages) for part in range(2)][1:]:
+        features = F.leaky_relu(getattr(net, f'gn{name}')(net.get_submodule(f'conv{name}')(features)), 0.2)
+    return net.linear2(F.leaky_relu(net.linear1(features.flatten(1)), 0.2))
+
+
+@pytest.mark.parametrize('kind', ['cpu', 'cuda'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_group_norm_computed_again_gives_the_bits_of_the_layers_without_a_convolution_more(dtype, kind):
+    net, images = GrowableVGGDiscriminator(3, 8, 64, 'group'), torch.rand(2, 3, 64, 64)
+    results = []
+    for run in (net, lambda x: _layer_by_layer(net, x)):
+        x = images.clone().requires_grad_()
+        with autocast_as_on(kind), Flops() as flops:
+            with torch.autocast('cpu', dtype=dtype, enabled=dtype is not torch.float32, cache_enabled=False):
+                logits = run(x)
+            gradient, = torch.autograd.grad(logits, x, torch.ones_like(logits), retain_graph=True)  # twice, as in a step
+            logits.square().sum().backward()
+        results.append([logits, gradient, x.grad, *(p.grad for p in net.parameters()), torch.tensor(flops.total)])
+        net.zero_grad()
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(('kind', 'share'), [('cpu', 0.7), ('cuda', 0.4)])
+def test_group_norm_keeps_only_what_goes_into_it(kind, share):
+    net, images, kept = GrowableVGGDiscriminator(3, 8, 128, 'group'), torch.rand(2, 3, 128, 128), []
+    for run in (net, lambda x: _layer_by_layer(net, x)):
+        with autocast_as_on(kind), torch.autocast('cpu', torch.bfloat16, cache_enabled=False), LiveBytes() as live:
+            logits = run(images)
+        kept.append(live.now)
+        del logits
+    assert kept[0] < share * kept[1]
 
 
 @pytest.mark.parametrize('norm', NORMS)
