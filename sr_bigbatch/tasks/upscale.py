@@ -177,10 +177,11 @@ def _tiling(strips: TailInStrips, image: np.ndarray, overlap: int, memory_gb: fl
 @lru_cache(maxsize=len(_PROBES))
 def _live_bytes(strips: TailInStrips, size: int, dtype: torch.dtype) -> int:
     """Bytes of tensors that live while a tile is worked on, at their highest, beside the weights."""
+    device = next(strips.parameters()).device
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         fake: dict[str, torch.Tensor] = {name: mode.from_tensor(value) for name, value in strips.state_dict().items()}
-        tile = torch.rand(1, strips.net.conv_last.out_channels, size, size)
-        with LiveBytes([tile, *fake.values()]) as live, autocast(torch.device('cpu'), dtype):
+        tile = torch.rand(1, strips.net.conv_last.out_channels, size, size, device=device)
+        with LiveBytes([tile, *fake.values()]) as live, autocast(device, dtype):
             torch.func.functional_call(strips, fake, (tile,))
         return int(live.peak['']) - sum(value.nbytes for value in fake.values())
 
