@@ -111,7 +111,7 @@ def _spoil_lmdb(opt, folder, times):
             shutil.copy(file, source)
         opt['datasets']['train'][f'dataroot_{kind}'] = str(make_lmdb(source))
     opt['datasets']['train'].update(io_backend={'type': 'lmdb'}, batch_size_per_gpu=2)
-    opt.pop('val'), opt['datasets'].pop('val', None)
+    opt.pop('val', None), opt['datasets'].pop('val', None)
     target = Path(opt['datasets']['train']['dataroot_gt'])
     names = ['data.mdb', 'meta_info.txt']
     whole = {name: (target / name).read_bytes() for name in names}
