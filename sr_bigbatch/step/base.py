@@ -54,6 +54,7 @@ class Step:
         if plan is None:
             plan = StepPlan.of(micro_batch_size, kept_graphs, exact=exact)
         device = next(nets['g'].parameters()).device
+        refuse_device(device)
         self.trial = Trial(plan, dtype, device, observer, values=values)
         self._check = Check(nets, self.updates, self.losses, real_images)
         self.verify_every, self.steps, self._verified = verify_every, 0, False
@@ -253,3 +254,13 @@ class Step:
                 update.noise.load_state_dict(state['noise'][name])
         if state['plan'] is not None:
             self.trial.memory.plan.load_state_dict(state['plan'])
+
+
+def refuse_device(device: torch.device) -> None:
+    """Refuse a device on which a step cannot be checked.
+
+    Raises:
+        ValueError: for mps, which has no float64.
+    """
+    if device.type == 'mps':
+        raise ValueError('mps has no float64, in which a step is checked: move the networks to the CPU or a GPU with CUDA')

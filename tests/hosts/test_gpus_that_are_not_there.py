@@ -43,7 +43,7 @@ def test_without_a_gpu_the_training_runs_on_the_cpu_and_says_so(opt, tmp_path, m
 
 @pytest.mark.parametrize('asked', [0, 'auto'])
 def test_who_did_not_ask_for_a_gpu_is_told_nothing(no_gpu, asked):
-    assert notes({'num_gpu': asked}) == [] and gpus_of({'num_gpu': asked}) == 0
+    assert notes({'num_gpu': asked, 'path': {}, 'datasets': {}}) == [] and gpus_of({'num_gpu': asked}) == 0
 
 
 def test_our_model_runs_on_the_cpu_in_the_script_of_another(opt, tmp_path, no_gpu):
@@ -65,3 +65,10 @@ def test_more_processes_than_gpus_are_refused_by_name(monkeypatch, two_gpus):
     monkeypatch.setenv('LOCAL_RANK', '2')
     with pytest.raises(OptionError, match=r'process 2 has no GPU of its own, there are 2: .*--nproc_per_node=2'):
         start_processes({'num_gpu': 1}, 'pytorch')
+
+
+@pytest.mark.parametrize('asked', ['auto', 1, 0])
+def test_the_gpu_of_a_mac_is_not_used_and_that_is_said(monkeypatch, no_gpu, asked):
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    told = notes({'num_gpu': asked, 'path': {}, 'datasets': {}})
+    assert len(told) == (asked != 0) and all('(mps) is not used' in line for line in told)

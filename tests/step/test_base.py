@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
+from sr_bigbatch.step.base import refuse_device
 from sr_bigbatch.step.check import NotExact
 from sr_bigbatch.step.plan import WHOLE, MicroBatchSizes, StepPlan
 from tests.reference import checked
@@ -118,3 +119,10 @@ def test_a_batch_that_is_not_finite_is_left_out():
     report = step(lq, gt)
     assert report.committed == frozenset() and report.output is None
     assert [(event.kind, event.samples) for event in report.events] == [('bad input', (1,))]
+
+
+def test_a_device_without_float64_is_refused_by_name():
+    with pytest.raises(ValueError, match='mps has no float64'):
+        refuse_device(torch.device('mps'))
+    for kind in ('cpu', 'cuda', 'meta'):
+        refuse_device(torch.device(kind))

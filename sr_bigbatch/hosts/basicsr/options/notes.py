@@ -20,6 +20,9 @@ def notes(opt: Options) -> list[str]:
 
 
 def _gpus(opt: Options) -> Iterator[str]:
+    if torch.backends.mps.is_available() and opt['num_gpu'] != 0:
+        yield 'the GPU of this Mac (mps) is not used: BasicSR trains on GPUs with CUDA or on the CPU'
+        return
     asked = 0 if opt['num_gpu'] == 'auto' else int(opt['num_gpu'])
     if asked and not torch.cuda.is_available():
         because = 'is one without CUDA' if torch.version.cuda is None else 'finds no GPU with CUDA'
