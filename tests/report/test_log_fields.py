@@ -2,11 +2,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
+import torch
 from basicsr.utils import get_root_logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sr_bigbatch.hosts.basicsr.training import train as training
+from sr_bigbatch.hosts.basicsr.training.pictures import validation_picture
 from sr_bigbatch.report.log_fields import EVENT, TRAINING, VALIDATION, reference
 from sr_bigbatch.step.report import KINDS
 from tests.conftest import ROOT, run_train
@@ -94,3 +97,26 @@ def test_tensorboard_gets_rates_and_images_and_the_screen_no_dump(opt, first_run
     log = next((tmp_path / 'experiments' / 'with_tensorboard').glob('train_*.log')).read_text()
     assert 'Network: CheckpointedRRDBNet' in screen and re.search(r'CheckpointedRRDBNet, [\d,]+ parameters', screen)
     assert 'Conv2d(' not in screen and 'Conv2d(' in log
+
+
+class _Model:
+    """As much of a model as a picture asks for; it doubles images."""
+
+    def feed_data(self, data):
+        self.lq, self.gt = data['lq'], data.get('gt')
+
+    def test(self):
+        self.output = self.lq.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    def get_current_visuals(self):
+        shown = {'lq': self.lq, 'result': self.output, 'gt': self.gt}
+        return {name: image for name, image in shown.items() if image is not None}
+
+
+@pytest.mark.parametrize(('channels', 'truth', 'width'), [
+    (3, (16, 12), 36), (1, (16, 12), 36), (3, (17, 13), 37), (3, None, 24)])
+def test_validation_pictures_are_made_of_whatever_is_validated(channels, truth, width):
+    sample = {'lq': torch.rand(1, channels, 8, 6), **({'gt': torch.rand(1, channels, *truth)} if truth else {})}
+    picture = validation_picture(_Model(), [sample], 2)
+    assert picture.shape == (16, width, 3) and picture.dtype == np.uint8
+    assert validation_picture(_Model(), [], 2) is None

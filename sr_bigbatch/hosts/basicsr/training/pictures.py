@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from basicsr.utils import tensor2img
+from torch import Tensor
 
 from sr_bigbatch.hosts.basicsr.images import bicubic, psnr
 from sr_bigbatch.report.pictures import draw_comparison, draw_curves
@@ -26,9 +27,17 @@ def validation_picture(model: Any, val_loader: Any, scale: int) -> np.ndarray | 
     visuals = model.get_current_visuals()
     for name in {'lq', 'gt', 'output'} & set(vars(model)):  # as BasicSR's own validation does: they may be large
         delattr(model, name)
-    shown = [bicubic(tensor2img([visuals['lq']]), scale), *(tensor2img([visuals[name]]) for name in ('result', 'gt')
-                                                          if name in visuals)]
-    return np.concatenate(shown, 1)[..., ::-1]
+    shown = [bicubic(_coloured(visuals['lq']), scale),
+             *(_coloured(visuals[name]) for name in ('result', 'gt') if name in visuals)]
+    height = min(len(image) for image in shown)  # of a ground truth that is no multiple of the scale
+    picture: np.ndarray = np.concatenate([image[:height] for image in shown], 1)[..., ::-1]
+    return picture
+
+
+def _coloured(image: Tensor) -> np.ndarray:
+    """(H, W, 3), blue first, uint8, of an image in grey or colour."""
+    pixels: np.ndarray = tensor2img([image])
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
 
 
 def draw_run(model: Any, val_loader: Any, folder: Path, scale: int) -> list[Path]:
@@ -39,7 +48,7 @@ def draw_run(model: Any, val_loader: Any, folder: Path, scale: int) -> list[Path
         model.feed_data(sample)
         model.test()
         visuals = model.get_current_visuals()
-        low, ours, truth = (tensor2img([visuals[name]]) for name in ('lq', 'result', 'gt'))
+        low, ours, truth = (_coloured(visuals[name]) for name in ('lq', 'result', 'gt'))
         images = {f'{name}, {psnr(image, truth, scale):.2f} dB': image
                   for name, image in (('bicubic', bicubic(low, scale)), ('ours', ours))}
         drawn.append(draw_comparison({**images, 'ground truth': truth}, folder / 'comparison.png'))
