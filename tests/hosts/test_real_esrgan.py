@@ -136,11 +136,6 @@ def test_an_update_is_that_of_basicsr_in_float64(usm, ldl, cut, opt, built, monk
     _compare(_pairs(opt, usm, ldl), built, monkeypatch, CUTS[cut], torch.float64, 1e-10)
 
 
-@pytest.mark.parametrize('cut', CUTS)
-def test_an_update_is_that_of_basicsr_in_float32(cut, opt, built, monkeypatch):
-    _compare(_pairs(opt, (True, True, False), False), built, monkeypatch, CUTS[cut], torch.float32, 1e-5)
-
-
 def test_the_audit_and_the_first_verification_find_nothing_wrong(opt, built):
     model = _filled(_perceptual(built(_pairs(opt, (True, False, True), True))), torch.float64)
     model.optimize_parameters(1)

@@ -14,6 +14,7 @@ def _verify(monkeypatch, *arguments):
     ('rrdb_psnr_128_bs128', []),
     ('esrgan_progressive_128to256_bs128', ['train:perceptual_opt=~', 'train:net_d_iters=2', 'train:net_d_init_iters=3']),
     ('quickstart', ['network_d:norm=batch']),
+    ('realesrnet_x4plus_bs128', []),
     ('quickstart', ['network_d:norm=spectral', 'train:relativistic_gan=false', 'train:gan_opt:gan_type=hinge']),
     ('quickstart', ['network_d={type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 8}', 'train:ema_decay=0']),
 ], ids=str)

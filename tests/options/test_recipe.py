@@ -236,3 +236,14 @@ def test_keys_of_other_trainers_get_a_sentence_that_names_ours(opt, path, names)
         check(opt, data=False)
     assert len(caught.value.findings) == 1 and f'{key} is not a known option; ' in caught.value.findings[0]
     assert names in caught.value.findings[0]
+
+
+def test_the_pool_of_real_esrgan_grows_with_the_batch(tmp_path, monkeypatch):
+    opt = load(ROOT / 'options' / 'realesrgan_x4plus_bs128.yml')
+    opt.update(model_type='RealESRGANModel', num_gpu=1, queue_size=180)
+    opt['datasets']['train']['batch_size_per_gpu'] = 12
+    (tmp_path / 'small.yml').write_text(yaml.safe_dump(opt))
+    for batch, pairs in ((128, 768), (24, 180)):
+        assert _recipe(monkeypatch, tmp_path / 'small.yml', tmp_path / f'{batch}.yml', '--batch', str(batch)) == 0
+        large = load(tmp_path / f'{batch}.yml')
+        assert (large['model_type'], large['queue_size']) == ('AccumulatingRealESRGANModel', pairs)

@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
@@ -10,6 +11,7 @@ from sr_bigbatch.step import undivided
 from sr_bigbatch.step.adversarial_step import AdversarialStep
 from sr_bigbatch.step.check import NotExact
 from sr_bigbatch.step.plan import MicroBatchSizes, StepPlan
+from tests.processes import run_processes
 from tests.reference import checked, difference, make_case, pixel_loss
 
 
@@ -135,3 +137,20 @@ def test_under_autocast_they_are_made_in_the_type_of_the_ground_truth(monkeypatc
         seen.append((images.dtype, torch.is_autocast_enabled('cpu'))), forward(module, images))[1])
     step(case.lq, case.gt)
     assert set(seen) == {(torch.float32, False)}
+
+
+def _one_of_two(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
+    for relativistic in (True, False):
+        case, mine = make_case(relativistic=relativistic), slice(0, 2) if rank == 0 else slice(2, 5)
+        step = checked(_step(case, (2, 1, 1), Sharper()), case.lq[mine], case.gt[mine])
+        step(case.lq[mine], case.gt[mine])
+        for net, reference, start in zip((step.net_g, step.net_d), _reference(case, Sharper()), (case.net_g, case.net_d),
+                                         strict=True):
+            assert difference(net, reference, start) <= 1e-10
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_unequal_shares_make_the_update_of_one(tmp_path):
+    run_processes(_one_of_two, (str(tmp_path),), 2)
