@@ -1,6 +1,7 @@
 """BasicSR models that take a whole effective batch as one iteration and work through it in micro-batches."""
 from __future__ import annotations
 
+import torch
 from basicsr.models.esrgan_model import ESRGANModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
@@ -91,11 +92,15 @@ class AccumulatingESRGANModel(Accumulating, ESRGANModel):  # type: ignore[misc]
     def enter_stage(self, gt_size: int, batch: Batch, growth: str, lr_factor: float) -> None:
         """Let the discriminator grow and the micro-batches shrink; the effective batch stays."""
         if isinstance(self.net_d, GrowableVGGDiscriminator):
-            images = {'lq': batch['lq'], 'gt': batch['gt']}
-            for line in grow_to(self.net_g, self.net_d, self.optimizer_d, self.schedulers, images, gt_size, growth,
-                                lr_factor):
-                self.growths.append(growth)
-                get_root_logger().info(line)
+            images, seed = {'lq': batch['lq'], 'gt': batch['gt']}, self.opt.get('manual_seed')
+            devices = [torch.cuda.current_device()] if self.device.type == 'cuda' else []
+            with torch.random.fork_rng(devices):
+                if seed is not None:  # new layers are the same in any number of processes
+                    torch.manual_seed(seed + self.current_iter)
+                for line in grow_to(self.net_g, self.net_d, self.optimizer_d, self.schedulers, images, gt_size, growth,
+                                    lr_factor):
+                    self.growths.append(growth)
+                    get_root_logger().info(line)
         super().enter_stage(gt_size, batch, growth, lr_factor)
 
     def set_fade(self, share: float) -> None:

@@ -18,7 +18,7 @@ from sr_bigbatch.files.listing import listing
 from sr_bigbatch.hosts.basicsr.settings import Options
 from sr_bigbatch.step.distributed import world_size
 
-_NOT_OF_THE_FILE = {'path', 'is_train', 'auto_resume', 'root_path', 'dist', 'rank', 'world_size'}
+_NOT_OF_THE_TRAINING = {'name', 'path', 'logger', 'is_train', 'auto_resume', 'root_path', 'dist', 'rank', 'world_size'}
 _PACKAGES = ('basicsr', 'torch', 'torchvision', 'numpy', 'opencv-python')
 _SAME_SCHEDULER = {'MultiStepLR': 'MultiStepRestartLR'}  # to BasicSR
 _SAME_WEIGHTS = {'RRDBNet', 'CheckpointedRRDBNet'}
@@ -48,7 +48,7 @@ def fingerprint(opt: Options) -> Fingerprint:
 
 
 def _flat(opt: Options) -> Options:
-    flat = dict(_values({key: value for key, value in opt.items() if key not in _NOT_OF_THE_FILE}, ''))
+    flat = dict(_values({key: value for key, value in opt.items() if key not in _NOT_OF_THE_TRAINING}, ''))
     flat = {key: value for key, value in flat.items() if not re.fullmatch(r'datasets\.\w+\.(phase|scale)', key)}
     for network in ('network_g', 'network_d'):  # what is not given has the value of the network's own signature
         known = dict(iter(ARCH_REGISTRY)).get(flat.get(f'{network}.type'))
