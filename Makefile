@@ -1,14 +1,16 @@
 # make train : everything from nothing to a trained model on the bundled photographs
 # make progressive : the same with crops and discriminator that grow in mid-run
 # make test  : everything from nothing to passed tests
+# make pretend-gpu : the tests of the GPU that look at no values, on stubs of the CUDA libraries
 PYTHON ?= python3
+PRETEND_GPU_FOLDER ?= .pretend_gpu
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
 PIP := $(BIN)/python -m pip install $(PIP_FLAGS)
 MMAGIC_PIP := $(VENV)-mmagic/bin/python -m pip install $(PIP_FLAGS)
 
-.PHONY: train progressive test slow lint clean
+.PHONY: train progressive test slow pretend-gpu lint clean
 
 train: $(VENV)/ready datasets/bundled/ready
 	$(BIN)/python tools/train.py -opt options/quickstart.yml
@@ -22,6 +24,9 @@ test: $(VENV)/ready
 slow: $(VENV)/ready $(VENV)-mmagic/ready
 	$(BIN)/python -m pytest -m slow
 	$(VENV)-mmagic/bin/python -m pytest -m slow tests/mmagic
+
+pretend-gpu:
+	tools/pretend_gpu/test.sh $(PRETEND_GPU_FOLDER)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -56,4 +61,4 @@ datasets/bundled/ready: $(VENV)/ready sr_bigbatch/tasks/prepare.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-mmagic datasets/bundled
+	rm -rf $(VENV) $(VENV)-mmagic $(PRETEND_GPU_FOLDER) datasets/bundled
