@@ -95,7 +95,7 @@ def _raise(error):
 
 @pytest.mark.parametrize(('prepare', 'status'), [
     (lambda: None, 0), (_raise(GaveUp('lost')), 1), (_raise(OptionError(['wrong'])), 2),
-    (_raise(RuntimeError('a defect')), 99), (_raise(KeyboardInterrupt()), 99), (_raise(SystemExit(3)), 99)])
+    (_raise(RuntimeError('a defect')), 1), (_raise(KeyboardInterrupt()), 99), (_raise(SystemExit(3)), 99)])
 def test_the_lock_is_released_at_every_end(short, tmp_path, folder, prepare, status):
     short['train']['total_iter'] = 2
     assert _status(_fork(['-opt', _write(short, tmp_path / 'run.yml')], prepare)) == status
