@@ -42,5 +42,5 @@ def _missing(folder: Path, cursor: lmdb.Cursor) -> Iterable[str]:
         if line.strip() and not (key and cursor.set_key(key.encode())):
             dots = (' (a name ends at its first dot there: make it again with tools/prepare_data.py)'
                     if line.count('.') > 1 else '')
-            yield f'{folder} has no image {key!r}, which its meta_info.txt names{dots}'
+            yield f'{folder} has no image {key}, which its meta_info.txt names{dots}'
             return
