@@ -15,8 +15,10 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     keywords='super-resolution, ESRGAN, gradient accumulation, activation checkpointing, BasicSR, mmengine',
-    packages=find_packages(include=['sr_bigbatch', 'sr_bigbatch.*']),
-    package_data={'sr_bigbatch': ['py.typed']},
+    packages=[*find_packages(include=['sr_bigbatch', 'sr_bigbatch.*']), 'sr_bigbatch.shipped_options'],
+    package_dir={'sr_bigbatch.shipped_options': 'options'},
+    package_data={'sr_bigbatch': ['py.typed'], 'sr_bigbatch.shipped_options': ['*.yml', 'mmengine/*.py']},
+    entry_points={'console_scripts': ['sr-bigbatch = sr_bigbatch.cli:main']},
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.6', 'torchvision>=0.21', 'basicsr>=1.4.2', 'mmengine>=0.10.7,<0.11', 'opencv-python>=4.8', 'numpy>=1.26',

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     'report': {*_BELOW_NETS, 'nets', 'options'},
     'hosts': {*_BELOW_NETS, 'nets', 'options', 'report', 'registration', 'system'},
     'tasks': {*_BELOW_NETS, 'nets', 'options', 'report', 'hosts', 'system'},
+    'cli': {*_BELOW_NETS, 'nets', 'options', 'report', 'hosts', 'system', 'tasks'},
     '__main__': {'memory', 'options', 'hosts'}, '__init__': {'step', 'nets', 'registration'},
 }
 """By folder or module of the package: the others of which it knows."""

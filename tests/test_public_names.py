@@ -35,7 +35,7 @@ def _options():
 
 
 def _flags():
-    for path in (ROOT / 'tools').glob('*.py'):
+    for path in (path for path in (ROOT / 'sr_bigbatch' / 'cli').glob('*.py') if (ROOT / 'tools' / path.name).exists()):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith('add_argument'):
                 yield from ((f'tools/{path.name}', part.value) for part in node.args if isinstance(part, ast.Constant))

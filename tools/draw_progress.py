@@ -1,29 +1,8 @@
 #!/usr/bin/env python3
 """Draw progressive runs beside one another: losses, logit gap, effective batch, PSNR and images across the borders."""
-from __future__ import annotations
-
-import argparse
 import sys
-from pathlib import Path
 
-import sr_bigbatch  # noqa: F401  (mends what `import basicsr` needs)
-from sr_bigbatch.report.progress import draw_progress
-from sr_bigbatch.report.run_log import LOG_FILE
-
-
-def main() -> int:
-    """Parse the command line, draw; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 drawn, 2 a folder is not an experiment.')
-    parser.add_argument('folders', nargs='+', type=Path, metavar='FOLDER', help='experiments/NAME')
-    parser.add_argument('--out', type=Path, default=Path('progressive.png'), help='the PNG to write')
-    args = parser.parse_args()
-    missing = [str(folder) for folder in args.folders if not (folder / LOG_FILE).is_file()]
-    if missing:
-        print(f'no {LOG_FILE} in {", ".join(missing)}: give folders that tools/train.py has made', file=sys.stderr)
-        return 2
-    print(draw_progress(args.folders, args.out))
-    return 0
-
+from sr_bigbatch.cli.draw_progress import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -1,66 +1,8 @@
 #!/usr/bin/env python3
 """Train with mmengine's Runner from a configuration file."""
-from __future__ import annotations
-
-import argparse
-import os
 import sys
-from pathlib import Path
 
-from sr_bigbatch.memory.allocator import use_expandable_segments
-
-use_expandable_segments()  # torch reads it when it is imported
-
-from mmengine.config import Config, DictAction  # noqa: E402
-
-import sr_bigbatch  # noqa: E402, F401  (registers the components)
-from sr_bigbatch.files.storage import BadFile  # noqa: E402
-from sr_bigbatch.hosts.mmengine.runner import run  # noqa: E402
-from sr_bigbatch.hosts.mmengine.safe_runner import RunEnded  # noqa: E402
-from sr_bigbatch.options import OptionError  # noqa: E402
-
-
-def main() -> int:
-    """Parse the command line, train; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog='Exit status: 0 finished, 1 the training could not go on, '
-                                     '2 the configuration has to be changed first, 128 + N ended and saved by signal N.')
-    parser.add_argument('config', help='e.g. options/mmengine/quickstart.py')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument('--resume', action='store_true', help='go on from the newest checkpoint of the folder')
-    parser.add_argument('--amp', action='store_true', help='mixed precision: bfloat16 on a CPU, float16 on a GPU')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='change the configuration, e.g. train_cfg.max_iters=100')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='how several processes were started; torchrun needs pytorch')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
-        print(f'there is no file {args.config}', file=sys.stderr)
-        return 2
-    try:
-        config = Config.fromfile(args.config)
-    except (ImportError, SyntaxError, ValueError, KeyError) as error:
-        print(f'{args.config}: {type(error).__name__}: {error}', file=sys.stderr)
-        return 2
-    config.merge_from_dict(args.cfg_options)
-    config.launcher, config.resume = args.launcher, args.resume
-    if args.work_dir:
-        config.work_dir = args.work_dir
-    config.setdefault('work_dir', str(Path('experiments') / Path(args.config).stem))
-    try:
-        run(config, amp=args.amp)
-    except OptionError as error:
-        print(f'{args.config}: training has not started. To be changed:\n{error}', file=sys.stderr)
-        return 2
-    except RunEnded as error:
-        print(f'{args.config}: the training has ended: {error}', file=sys.stderr)
-        return error.status
-    except BadFile as error:
-        print(f'{args.config}: training has not started: {error}', file=sys.stderr)
-        return 2
-    return 0
-
+from sr_bigbatch.cli.train_mmengine import main
 
 if __name__ == '__main__':
     sys.exit(main())

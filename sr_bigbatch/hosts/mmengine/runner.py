@@ -1,6 +1,7 @@
 """Runs mmengine's Runner where it would stumble over current versions of torch, or over a machine without a GPU."""
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils import tensor2img
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.evaluator import BaseMetric
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.registry import METRICS
@@ -72,6 +73,20 @@ def _shared_memory(config: Config) -> list[str]:
     lack = lack_of_room(size, loader.get('num_workers', 0), 'train_dataloader.num_workers',
                         loader.get('prefetch_factor') or AHEAD)
     return [] if lack is None else [f'train_dataloader: {lack}']
+
+
+def configuration(path: str, changes: Sequence[str]) -> Config:
+    """Read a configuration file of mmengine.
+
+    Args:
+        path: of the file.
+        changes: ``KEY=VALUE``, as of mmengine's own scripts.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    config = Config.fromfile(path)
+    config.merge_from_dict(parser.parse_args(['--cfg-options', *changes] if changes else []).cfg_options)
+    return config
 
 
 def run(config: Config, *, amp: bool = False) -> None:
