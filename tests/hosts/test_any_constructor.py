@@ -18,7 +18,6 @@ pytestmark = pytest.mark.filterwarnings('ignore:torch.meshgrid')  # which SwinIR
 SWINIR = {'type': 'SwinIR', 'upscale': 4, 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
           'mlp_ratio': 2, 'upsampler': 'pixelshuffle'}
 HOSTS = [SWINIR,
-         {'type': 'RIDNet', 'in_channels': 3, 'mid_channels': 16, 'out_channels': 3},
          {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4},
          {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': 4},
          {'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 8, 'with_idt': False,
@@ -109,14 +108,17 @@ def test_a_network_whose_forward_pass_reads_values_is_not_planned(small, tmp_pat
         assert 'the memory of these networks cannot be predicted' in error and 'Traceback' not in error
 
 
-def test_processes_that_plan_say_it_too(small, tmp_path):
-    small['network_g'] = {'type': 'SRVGGNetCompact', 'num_feat': 8, 'num_conv': 2, 'upscale': 2}  # crops want 4
+@pytest.mark.parametrize('network', [{'type': 'SRVGGNetCompact', 'num_feat': 8, 'num_conv': 2, 'upscale': 2},
+                                     {'type': 'RIDNet', 'in_channels': 3, 'mid_channels': 16, 'out_channels': 3}],
+                         ids=lambda network: network['type'])
+def test_a_network_of_another_scale_is_told_before_anything_is_planned(small, tmp_path, network):
+    small['network_g'] = network
     file = tmp_path / 'run.yml'
     file.write_text(yaml.safe_dump(small))
     done = subprocess.run([sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'plan.py'), '-opt', str(file), *PLAN],
                           env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
-    assert 'cannot be predicted' in done.stderr
+    assert 'scale 4 needs 2 x 3 x 32 x 32' in done.stderr
 
 
 @pytest.mark.parametrize('tool', ['check', 'train', 'plan'])

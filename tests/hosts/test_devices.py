@@ -11,6 +11,7 @@ from sr_bigbatch.hosts.basicsr.settings import LoopSettings
 from sr_bigbatch.hosts.basicsr.training.loader import BatchOrder, Requested, training_loader
 from sr_bigbatch.hosts.basicsr.training.run import Run
 from sr_bigbatch.hosts.mmengine.optim_wrapper import OverflowSafeOptimWrapper
+from sr_bigbatch.hosts.signals import StopRequest
 from sr_bigbatch.options import OptionError, load
 from sr_bigbatch.step.finite import poisoned, read
 from tests.conftest import ROOT
@@ -76,7 +77,7 @@ def _drawn(monkeypatch, opt, iterations):
     model.gpu.seed()  # as in a new process
     monkeypatch.setattr(torch.cuda, 'manual_seed', model.gpu.manual_seed)
     settings = LoopSettings(Path('never'), 5, 1000, -1, 1000, 1000, None, False, False, None)
-    run = Run(opt, settings, model, [], None, iterations[0] - 1)
+    run = Run(opt, settings, model, [], None, iterations[0] - 1, StopRequest())
     for iteration in iterations:
         run.one(0, iteration, {'lq': torch.zeros(1)}, 0.0)
     return model.drawn

@@ -73,7 +73,7 @@ def test_a_training_runs_on_photographs_alone(photos, opt, tmp_path, monkeypatch
 
 def test_what_a_training_needs_is_counted_in_photographs(photos, opt, tmp_path):
     opt['datasets']['train'].update(dataroot_gt=str(photos), dataroot_lq=None, dataset_enlarge_ratio=1, batch_size_per_gpu=5)
-    with pytest.raises(OptionError, match=r'datasets.train has 4 images, which fill no batch of 5'):
+    with pytest.raises(OptionError, match=r'datasets.train has 4 images, which cannot fill a batch of 5'):
         check(opt)
     opt['datasets']['train'].update(batch_size_per_gpu=4, gt_size=132)
     opt['network_d']['input_size'] = 132
