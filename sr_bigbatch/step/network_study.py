@@ -86,7 +86,7 @@ class NetworkStudy:
             couples, state, buffers = self._calls(fresh, *self._whole())
             fresh.restore()
             if couples is None and state is None:
-                couples = self._gradients()
+                couples = self._gradients(fresh)
             found = Behaviour(couples=couples, shares_noise=self._call.shares_noise(), draws_noise=self._call.draws.own,
                               buffers=buffers, state=state)
             first = first or found
@@ -202,32 +202,40 @@ class NetworkStudy:
             return f'it does not run on a batch of {self._batch}: {error}'
         return None if agree(long, whole[samples]) else f'its output depends on the length of the batch ({self._batch})'
 
-    def _gradients(self) -> str | None:
+    def _gradients(self, fresh: Memory) -> str | None:
         """Coupling seen in outputs and gradients at several weights, inputs and partitions."""
         if self._flops > _HEAVY:
-            return self._coupling_near(+1, self._toys[0], [[1], [2]])
+            return self._coupling_near(+1, self._toys[0], [[1], [2]], fresh)
         for sign in (0, +1, -1):
             for toy, partition in zip(self._toys, PARTITIONS, strict=True):
-                couples = self._coupling_near(sign, toy, partition)
+                couples = self._coupling_near(sign, toy, partition, fresh)
                 if couples is not None:
                     return couples
         return None
 
-    def _coupling_near(self, sign: int, toy: Tensor, partition: Sequence[list[int]]) -> str | None:
-        """Coupling at weights that differ from the initial ones by noise with this sign."""
+    def _coupling_near(self, sign: int, toy: Tensor, partition: Sequence[list[int]], fresh: Memory) -> str | None:
+        """Coupling at weights that differ from the initial ones by noise with this sign.
+
+        The whole batch and its parts are each the first that the network meets, because it may keep something of the first.
+        """
         problem = 'it gives numbers that are not finite at slightly different weights'
         loudness = 1e6 if sign < 0 else 1.0  # perhaps gradients are clipped
         for strength in _STRENGTHS if sign else (0.0,):
-            with _changed_weights(self._net, sign * strength):
-                try:
-                    whole = self._pass(toy, [sorted(itertools.chain(*partition))], loudness)
-                    if all(tensor.isfinite().all() for tensor in whole[:2]) or not sign:
-                        return _difference(self._pass(toy, partition, loudness), whole)
-                except PartError as error:
-                    return _FAILS.format(error)
-                except TrialError as error:
-                    problem = str(error)
+            try:
+                whole = self._pass_near(sign * strength, toy, [sorted(itertools.chain(*partition))], loudness, fresh)
+                if all(tensor.isfinite().all() for tensor in whole[:2]) or not sign:
+                    return _difference(self._pass_near(sign * strength, toy, partition, loudness, fresh), whole)
+            except PartError as error:
+                return _FAILS.format(error)
+            except TrialError as error:
+                problem = str(error)
         raise TrialError(problem)
+
+    def _pass_near(self, strength: float, toy: Tensor, partition: Sequence[list[int]], loudness: float,
+                   fresh: Memory) -> list[Tensor]:
+        fresh.restore()
+        with _changed_weights(self._net, strength):
+            return self._pass(toy, partition, loudness)
 
     def _pass(self, toy: Tensor, partition: Sequence[list[int]], loudness: float) -> list[Tensor]:
         """Output, gradient at the input and gradients at the parameters of a batch in these parts."""
@@ -277,7 +285,6 @@ def _difference(parts: Sequence[Tensor], whole: Sequence[Tensor]) -> str | None:
     if not all(agree(ours, expected, scale) for ours, expected in zip(parts[2:], whole[2:], strict=True)):
         return _COUPLED.format('its gradient')
     return None
-
 
 
 def _fix_statistics(norm: Any, like: Tensor) -> None:

@@ -330,6 +330,14 @@ def test_coupling_that_later_layers_nearly_hide_is_refused(name):
     assert not all(finding.exact for finding in judge_network('net', behaviour, sees_whole=False, processes=1)), behaviour
 
 
+@pytest.mark.parametrize('name', ['group_norm', 'instance_norm', 'sample_mean'])
+def test_what_is_kept_of_the_first_batch_is_found_where_it_is_nearly_zero_at_first(name):
+    """The mean of normalised values is zero until the norm's bias has learned."""
+    behaviour = study_network(_network([name, 'first_batch'], 5676), toy_batches(3, [8], 'cpu'))
+    findings = judge_network('net', behaviour, sees_whole=False, processes=1)
+    assert not all(finding.exact for finding in findings) or _is_exact(_network([name, 'first_batch'], 5676), 5676)
+
+
 @pytest.mark.parametrize('name', sorted(_BAD))
 def test_every_bad_layer_is_refused(name):
     """Each bad layer alone is refused, so that the random search is not satisfied by refusals of other layers."""
