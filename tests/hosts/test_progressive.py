@@ -271,7 +271,7 @@ def test_a_batch_that_comes_too_late_is_refused_with_the_way_out(progressive, bu
 
 
 def test_a_last_stage_that_does_not_fit_is_told_before_the_first_iteration(progressive, tmp_path, monkeypatch, capsys):
-    progressive['train'].update(memory_budget_gb=0.66, micro_batch_size=4)
+    progressive['train'].update(memory_budget_gb=0.2, micro_batch_size=4)
     progressive['custom_hooks'][0]['stages'] = [{'gt_size': 64, 'until': 2}, {'gt_size': 512}]
     progressive['datasets']['train'].update(dataroot_gt=str(tmp_path / 'gt'), dataroot_lq=str(tmp_path / 'lq'))
     _photographs(tmp_path, 512)

@@ -136,9 +136,9 @@ def test_a_signal_in_a_validation_saves_and_ends(opt, tmp_path, folder, monkeypa
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'network_g': {'num_feat': 12}}, 'does not belong to the networks'),
-    ({'network_d': {'num_feat': 16}}, 'does not belong to the networks'),
-    ({'model_type': 'AccumulatingSRModel'}, 'does not belong to these options')])
+    ({'network_g': {'num_feat': 12}}, 'network_g.num_feat was 8 at the save'),
+    ({'network_d': {'num_feat': 16}}, 'network_d.num_feat was 8 at the save'),
+    ({'model_type': 'AccumulatingSRModel'}, 'model_type was AccumulatingESRGANModel at the save')])
 def test_a_state_of_other_networks_is_one_sentence(opt, tmp_path, folder, monkeypatch, capsys, change, message):
     del opt['val'], opt['datasets']['val']
     assert run_train(opt, tmp_path, monkeypatch) == 0

@@ -70,7 +70,8 @@ def _is_state(content: dict[str, object]) -> bool:
     iteration = content.get('iter')
     whole = isinstance(iteration, int) and not isinstance(iteration, bool) and iteration >= 0
     parts = [content.get(name) for name in ('optimizers', 'schedulers')]
-    return whole and all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in parts)
+    lists = all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in parts)
+    return whole and lists and isinstance(content.get(OURS, {}), dict)
 
 
 def compared(state: TrainingState, now: Fingerprint) -> list[str]:

@@ -109,7 +109,7 @@ def _device(opt: Options) -> torch.device:
 def _train(opt: Options, option_file: str, now: Fingerprint, stop: StopRequest) -> int:
     resume_state, to_be_told = state_to_resume(opt)
     _seed(opt, resume_state)
-    now['options']['manual_seed'] = opt['manual_seed']
+    now['options'] = dict(sorted({**now['options'], 'manual_seed': opt['manual_seed']}.items()))
     if resume_state is not None:
         to_be_told += compared(resume_state, now)
     settings = LoopSettings.from_options(opt)
