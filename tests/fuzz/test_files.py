@@ -15,7 +15,7 @@ from sr_bigbatch.hosts.basicsr.images import make_lmdb
 from sr_bigbatch.hosts.basicsr.options.check import check
 from sr_bigbatch.hosts.basicsr.training.loader import BadImage, Request, Requested
 from sr_bigbatch.options import OptionError
-from sr_bigbatch.report.run_log import noise_verdicts, read_log, trim_log
+from sr_bigbatch.report.run_log import noise_verdict, read_log, trim_log
 from sr_bigbatch.tasks.prepare import cut_all
 from tests.conftest import run_train
 from tests.fuzz.bounds import MUTATIONS, bounded
@@ -50,7 +50,7 @@ def _spoil_saves(saved, times):
             if log:
                 for record in read_log(saved / name):
                     assert isinstance(record['iter'], int)
-                noise_verdicts(saved / name)
+                noise_verdict(saved / name)
                 trim_log(saved / name, 1)
             else:
                 assert content == whole[name] or name.endswith('.json') or isinstance(fault(saved, 2), str)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sr_bigbatch.memory.device import peak_bytes, usable_bytes
-from sr_bigbatch.memory.predict import CONTEXT_BYTES
+from sr_bigbatch.memory.target import CONTEXT_BYTES
 from sr_bigbatch.step.out_of_memory import is_device_full, is_out_of_memory, release
 from tests.gpu.conftest import DTYPES, MARKS, room_for, train, with_dtype
 from tests.hosts.test_basicsr_models import _batch

@@ -117,7 +117,8 @@ def test_weights_that_are_not_finite_are_never_saved(config, tmp_path, where, va
 
     def poison(model):
         with torch.no_grad():
-            next(getattr(model, where).parameters()).view(-1)[0] = value
+            weight = next(getattr(model, where).parameters())
+            weight[(0,) * weight.dim()] = value
 
     status, said = _fork(config, tmp_path, each=_at(4, poison))
     assert status == 1 and 'are not finite, so nothing is saved any more' in said and 'Traceback' not in said

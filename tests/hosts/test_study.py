@@ -1,10 +1,12 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from basicsr.utils import scandir
 
 from sr_bigbatch.options import OptionError
 from sr_bigbatch.report.study_results import Trial, final, fit
@@ -43,8 +45,10 @@ def test_a_study_trains_reports_and_goes_on_where_it_was_stopped(opt, tmp_path, 
 @pytest.mark.parametrize('jobs', ['1', '2'])
 def test_a_training_that_fails_ends_the_study_with_its_message(opt, tmp_path, monkeypatch, capsys, jobs):
     (tmp_path / 'lq').mkdir()
-    for image in Path(opt['datasets']['train']['dataroot_lq']).iterdir():
-        (tmp_path / 'lq' / image.name).write_bytes(b'no image')
+    first, *others = scandir(opt['datasets']['train']['dataroot_gt'])
+    shutil.copy(Path(opt['datasets']['train']['dataroot_lq']) / first, tmp_path / 'lq')  # the check tries it
+    for name in others:
+        (tmp_path / 'lq' / name).write_bytes(b'no image')
     opt['datasets']['train']['dataroot_lq'] = str(tmp_path / 'lq')
     assert _study(opt, tmp_path, monkeypatch, '--batches', '2', '4', '--seeds', '0', '--jobs', jobs) == 1
     assert '_seed0.yml ended with status 1' in capsys.readouterr().err

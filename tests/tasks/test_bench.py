@@ -23,6 +23,7 @@ def test_the_generators_that_are_compared_compute_the_same(tmp_path):
 
 def test_benches_run_under_the_settings_of_a_training(monkeypatch, opt):
     seen = []
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)  # a training in this process has switched it on
     monkeypatch.setattr(bench, '_step', lambda opt: lambda: seen.append(torch.backends.cudnn.benchmark))
     images_per_second({BASELINE: opt}, 1)
     assert seen == [True, True] and not torch.backends.cudnn.benchmark
