@@ -22,7 +22,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2
 
 slow: $(VENV)/ready $(VENV)-mmagic/ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 	$(VENV)-mmagic/bin/python -m pytest -m slow tests/mmagic
 
 pretend-gpu:

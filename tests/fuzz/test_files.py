@@ -85,7 +85,8 @@ def _spoil_images(opt, folder, times):
                 assert not any('could not be checked' in finding for finding in error.findings)
             _load(opt)
             assert len(cut_all([file], folder / 'cut', folder / 'cut_lq', None, 4, 1, 'x')) <= 1
-        shutil.rmtree(folder / 'cut')
+        for name in ('cut', 'cut_lq'):
+            shutil.rmtree(folder / name)
         file.write_bytes(png)
 
     spoil()
