@@ -1,6 +1,9 @@
 """Names that a file system takes as one component of a path, on Linux, macOS and Windows alike."""
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 _RESERVED = set('<>:"/\\|?*')
 _DEVICES = {'con', 'prn', 'aux', 'nul', *(f'{port}{number}' for port in ('com', 'lpt') for number in range(1, 10))}
 _MOST_BYTES = 200  # file systems take 255; log files and archived folders have a date and more around the name
@@ -26,3 +29,8 @@ def fault_of_name(name: object) -> str | None:
     if len(name.encode()) > _MOST_BYTES:
         return f'must not be longer than {_MOST_BYTES} bytes'
     return None
+
+
+def path_of(text: str | Path) -> Path:
+    """A path that somebody has written: ``~`` is the home folder; ``~name`` stays as it is where nobody has that name."""
+    return Path(os.path.expanduser(text))

@@ -16,6 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
+from sr_bigbatch.files.names import path_of
 from sr_bigbatch.files.outputs import distinct_stems, refuse_outputs
 from sr_bigbatch.files.storage import beside
 from sr_bigbatch.hosts.basicsr.images import MOST_PIXELS, size_of
@@ -53,7 +54,7 @@ def find(patterns: Iterable[str]) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = path_of(pattern)
         named = [path] if path.is_file() else map(Path, glob.glob(pattern))
         files = sorted(path.iterdir() if path.is_dir() else named)
         images = [file for file in files if file.suffix.lower() in SUFFIXES]

@@ -23,7 +23,7 @@ from tests.fuzz.mutations import spoiled_bytes
 
 
 def _settings(kind, times, share):
-    return settings(max_examples=times * MUTATIONS[kind] // share, derandomize=times == 1, deadline=None, database=None,
+    return settings(max_examples=times * MUTATIONS[kind] // share, derandomize=True, deadline=None, database=None,
                     suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
 
 

@@ -11,7 +11,7 @@ from tests.fuzz.mutations import spoiled_texts, spoiled_trees
 
 
 def _settings(kind, times=1):
-    return settings(max_examples=times * MUTATIONS[kind], derandomize=times == 1, deadline=None, database=None,
+    return settings(max_examples=times * MUTATIONS[kind], derandomize=True, deadline=None, database=None,
                     suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
 
 
@@ -74,6 +74,19 @@ def test_a_spoiled_value_is_told_or_harmless(opt, tmp_path):
 
 def test_a_spoiled_text_is_told_or_harmless(opt, tmp_path):
     _spoil_texts(opt, tmp_path, 1)
+
+
+@pytest.mark.parametrize('value', ['x' * 300, '~nobody_has_this_name/x', 'a/' * 1000, '~', 'x' * 5000], ids=len)
+@pytest.mark.parametrize('place', ['datasets.val.dataroot_lq', 'datasets.train.dataroot_gt', 'datasets.train.meta_info_file',
+                                   'path.pretrain_network_g', 'path.resume_state', 'path.experiments_root'])
+def test_a_path_that_no_system_takes_is_told(opt, tmp_path, place, value):
+    *sections, key = place.split('.')
+    section = opt
+    for name in sections:
+        section = section[name]
+    section[key] = value
+    (tmp_path / 'run.yml').write_text(yaml.safe_dump(opt))
+    assert _judge(tmp_path / 'run.yml', tmp_path, tmp_path) in (2, 0 if key == 'experiments_root' else 2)
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from basicsr.utils.matlab_functions import imresize
 from PIL import Image
 from tqdm import tqdm
 
+from sr_bigbatch.files.names import path_of
+
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'}
 _COMPRESSION = 1  # of PNG, as in BasicSR's own LMDBs: larger and faster
 _LONGEST_KEY = 400  # bytes; LMDB takes 511
@@ -52,7 +54,7 @@ def psnr(image: np.ndarray, truth: np.ndarray, border: int) -> float:
 
 def photographs_of(dataset: Mapping[str, Any]) -> list[Path]:
     """The ground-truth images of a data set in a folder: those of ``meta_info_file``, or all, in order of their names."""
-    folder, listing = Path(dataset['dataroot_gt']).expanduser(), dataset.get('meta_info_file')
+    folder, listing = path_of(dataset['dataroot_gt']), dataset.get('meta_info_file')
     if listing is not None:
         lines = Path(listing).read_text(encoding='utf-8').splitlines()
         return [folder / line.split(' ')[0] for line in lines if line.strip()]

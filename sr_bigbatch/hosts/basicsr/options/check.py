@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sr_bigbatch.files.names import fault_of_name
+from sr_bigbatch.files.names import fault_of_name, path_of
 from sr_bigbatch.hosts.basicsr.build import build_findings, part_findings
 from sr_bigbatch.hosts.basicsr.construct import reason
 from sr_bigbatch.hosts.basicsr.options.data_files import data_findings
@@ -176,11 +176,11 @@ def complete(opt: Options, root: Path, *, auto_resume: bool, debug: bool) -> Non
         dataset['phase'], dataset['scale'] = phase.split('_')[0], opt['scale']
         for key in ('dataroot_gt', 'dataroot_lq', 'meta_info'):
             if dataset.get(key) is not None:
-                dataset[key] = str(Path(dataset[key]).expanduser())
+                dataset[key] = str(path_of(dataset[key]))
     path = opt['path']
     for key, value in path.items():
         if value is not None and ('resume_state' in key or 'pretrain_network' in key):
-            path[key] = str(Path(value).expanduser())
+            path[key] = str(path_of(value))
     experiment = Path(path.get('experiments_root') or root / 'experiments') / opt['name']
     path.update(experiments_root=str(experiment), models=str(experiment / 'models'), log=str(experiment),
                 training_states=str(experiment / 'training_states'), visualization=str(experiment / 'visualization'))

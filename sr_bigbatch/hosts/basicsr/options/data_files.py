@@ -9,6 +9,7 @@ from typing import Any
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from sr_bigbatch.files.names import path_of
 from sr_bigbatch.hosts.basicsr.construct import reason
 from sr_bigbatch.hosts.basicsr.dataset import type_of
 from sr_bigbatch.hosts.basicsr.images import MOST_PIXELS, size_of
@@ -23,7 +24,7 @@ def data_findings(opt: Options) -> Iterator[str]:
         given.update(phase=str(phase).split('_')[0], scale=opt['scale'])
         for key in ('dataroot_gt', 'dataroot_lq'):
             if given.get(key) is not None:
-                given[key] = str(Path(given[key]).expanduser())
+                given[key] = str(path_of(given[key]))
         try:
             dataset = DATASET_REGISTRY.get(type_of(given))(given)  # `build_dataset` would open the log before its time
         except Exception as error:  # of whatever class it is that the options name

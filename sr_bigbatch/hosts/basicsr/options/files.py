@@ -13,6 +13,7 @@ import torchvision
 from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH
 from basicsr.utils import get_root_logger
 
+from sr_bigbatch.files.names import path_of
 from sr_bigbatch.hosts.basicsr.images import photographs_of, size_of
 from sr_bigbatch.hosts.basicsr.made_pairs import is_made
 from sr_bigbatch.hosts.basicsr.options.lmdb_check import lmdb_findings
@@ -31,7 +32,7 @@ def file_findings(opt: Options) -> list[str]:
     for phase, dataset in opt['datasets'].items():
         findings += _dataset(dataset, f'datasets.{phase}')
         listing = dataset.get('meta_info_file')
-        if listing is not None and not Path(listing).is_file():
+        if listing is not None and not os.path.isfile(path_of(listing)):  # not Path.is_file: a name may be too long
             findings.append(f'datasets.{phase}.meta_info_file: there is no file {listing}')
     if not findings:
         findings += [*_batch(opt), *_too_small(opt)]
@@ -86,18 +87,18 @@ def say_which_vgg(opt: Options) -> None:
 def _dataset(dataset: Options, where: str) -> Iterable[str]:
     if is_made(dataset) and (dataset.get('io_backend') or {}).get('type') == 'lmdb':
         yield f'{where}.dataroot_lq is missing: only from a folder of photographs are low-resolution images made, no LMDB'
-    if dataset.get('meta_info') is not None and not Path(dataset['meta_info']).expanduser().is_file():
+    if dataset.get('meta_info') is not None and not os.path.isfile(path_of(dataset['meta_info'])):
         yield f'{where}.meta_info: there is no file {dataset["meta_info"]}; it has a line for each photograph'
     for key in ('dataroot_gt', 'dataroot_lq'):
         value = dataset.get(key)
         if value is None:
             continue
-        folder = Path(value).expanduser()
-        if not folder.is_dir():
+        folder = path_of(value)
+        if not os.path.isdir(folder):
             yield (f'{where}.{key}: there is no folder {value}; make it with tools/prepare_data.py (for a look: '
                    'python tools/prepare_data.py --bundled)')
         elif (dataset.get('io_backend') or {}).get('type') == 'lmdb':
-            if not value.endswith('.lmdb') or not (folder / 'meta_info.txt').is_file():
+            if not value.endswith('.lmdb') or not os.path.isfile(folder / 'meta_info.txt'):
                 yield (f'{where}.{key}: {value} is not an LMDB of BasicSR: its name must end in .lmdb and it holds '
                        'meta_info.txt')
             else:
@@ -139,7 +140,7 @@ def _sizes(data: Options) -> Iterator[tuple[str, int, int]]:
     """Name, width and height of each ground-truth image of a paired data set; only the head of a file is read."""
     if data.get('dataroot_gt') is None or _listing(data) is not None or data['type'] == 'RealESRGANDataset':
         return
-    folder = Path(data['dataroot_gt']).expanduser()
+    folder = path_of(data['dataroot_gt'])
     if data['io_backend']['type'] == 'lmdb':
         for line in (folder / 'meta_info.txt').read_text(encoding='utf-8', errors='replace').splitlines():
             match = re.match(r'(.+) \((\d{1,9}),(\d{1,9}),\d+\)', line)
@@ -160,11 +161,11 @@ def _listing(data: Options) -> str | None:
 
 def count_images(data: Options) -> int:
     """Number of ground-truth images of a paired data set, without opening them."""
-    folder = Path(data['dataroot_gt']).expanduser()
+    folder = path_of(data['dataroot_gt'])
     if is_made(data):
         return len(photographs_of(data))
     listing = folder / 'meta_info.txt' if data['io_backend']['type'] == 'lmdb' else _listing(data)
     if listing is not None:
-        lines = Path(listing).expanduser().read_text(encoding='utf-8', errors='replace').splitlines()
+        lines = path_of(listing).read_text(encoding='utf-8', errors='replace').splitlines()
         return sum(1 for line in lines if line.strip())
     return sum(1 for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith('.'))

@@ -1,12 +1,13 @@
 """Do the files of weights and states that the options name hold what the training will load?"""
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from torch import Tensor
 
 from sr_bigbatch.files.formats import networks_in, refuse_not_finite
+from sr_bigbatch.files.names import path_of
 from sr_bigbatch.files.storage import load_tensors
 from sr_bigbatch.hosts.basicsr.build import OUR_MODELS
 from sr_bigbatch.hosts.basicsr.construct import network_to_inspect
@@ -21,11 +22,11 @@ def pretrained_findings(opt: Options) -> Iterator[str]:
         value = opt['path'].get(key)
         if value is None:
             continue
-        if not Path(value).expanduser().is_file():
+        if not os.path.isfile(path_of(value)):
             yield f'path.{key}: there is no file {value}; set it to ~ to start without'
             continue
         try:
-            networks = networks_in(load_tensors(Path(value).expanduser()))
+            networks = networks_in(load_tensors(path_of(value)))
             for name, network in networks.items():
                 refuse_not_finite(network, str(name or value))
             if key != 'resume_state' and opt.get(f'network_{key[-1]}'):
@@ -45,7 +46,7 @@ def pretrained_notes(opt: Options) -> Iterator[str]:
         if path is None or not opt.get(f'network_{label}'):
             continue
         wanted = _wanted(opt, label)
-        key = key_of(path, networks_in(load_tensors(Path(path).expanduser())), [wanted])
+        key = key_of(path, networks_in(load_tensors(path_of(path))), [wanted])
         if key != wanted:
             yield f'path.pretrain_network_{label}: {other_key(path, wanted, key)}'
 
