@@ -56,8 +56,10 @@ def whole(request, opt, tmp_path, tmp_path_factory):
 def _close(found, expected):
     for name in (name for name in expected if name.startswith('models/')):
         for key, value in expected[name]['params'].items():
-            difference = (found[name]['params'][key] - value).abs()  # sums in another order, which Adam makes larger
-            assert float(difference.max()) < 1e-4 and float(difference.mean()) < 5e-6, (name, key)  # an update moves by 1e-3
+            # Sums are in another order, which Adam makes larger where a gradient is nearly zero. An update moves all weights
+            # of the generator by 1e-3, and of the discriminator by 1e-4: another one would show in the mean.
+            difference = (found[name]['params'][key] - value).abs()
+            assert float(difference.mean()) < 5e-6 and float(difference.max()) < 5e-4, (name, key)
     growths = [state[f'training_states/{TOTAL}.state']['sr_bigbatch']['growths'] for state in (found, expected)]
     assert growths[0] == growths[1] and growths[0]
 
