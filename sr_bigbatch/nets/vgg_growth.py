@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_bigbatch.progressive.stages import add_to_optimizer, cut, measure
-from sr_bigbatch.step.distributed import same_everywhere, world_size
+from sr_bigbatch.step.distributed import batch_sizes, gather_batch, same_everywhere, world_size
 
 from .lean_ops import layout
 from .vgg_discriminator import SLOPE, GrowableVGGDiscriminator, check_size
@@ -170,8 +170,11 @@ def grow_to(net_g: nn.Module, net_d: GrowableVGGDiscriminator, optimizer: torch.
 
 @torch.no_grad()
 def _examples(net_g: nn.Module, batch: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """The first images of the batch of all processes, and what the generator makes of them."""
     device = next(net_g.parameters()).device
-    lq, gt = (images[:_LOOKED_AT].to(device) for images in cut(batch['lq'], batch['gt'], size))
+    mine = [images[:_LOOKED_AT].to(device) for images in cut(batch['lq'], batch['gt'], size)]
+    sizes = batch_sizes(len(mine[0]))
+    lq, gt = (gather_batch(images, sizes)[:_LOOKED_AT] for images in mine)
     examples = torch.stack([gt, torch.cat([net_g(image[None]) for image in lq])]).contiguous()
     if world_size() > 1:
         torch.distributed.broadcast(examples, 0)
