@@ -62,6 +62,7 @@ def _run(args: argparse.Namespace, root: Path) -> int:
         return status
     except OptionError as error:
         print(f'{args.opt}: training has not started. To be changed:\n{error}', file=sys.stderr)
+        leave_group()  # all processes find the same
         return 2
     except FolderInUse as error:
         print(f'{args.opt}: training has not started: {error}', file=sys.stderr)
