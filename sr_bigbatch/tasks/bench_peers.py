@@ -6,7 +6,7 @@ images and optimizers are the same for all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -109,11 +109,19 @@ def ours(pair: Pair, game: Game, lq: Tensor, gt: Tensor, size: int) -> None:
 
 def accumulated(pair: Pair, game: Game, lq: Tensor, gt: Tensor, size: int) -> None:
     """Plain accumulation: each part is a batch of its own, its loss is divided by the number of parts."""
-    for part in range(0, len(lq), size):
-        output, truth, weight = pair.net_g(lq[part:part + size]), gt[part:part + size], size / len(lq)
-        _learn_g(pair, game, output, truth, weight)
-        _learn_d(pair, game, output, truth, weight)
+    for _ in _learn_parts(pair, game, lq, gt, size):
+        pass
     _commit(pair.opt_g, pair.opt_d)
+
+
+def _learn_parts(pair: Pair, game: Game, lq: Tensor, gt: Tensor, size: int, gan: float = _GAN) -> Iterator[bool]:
+    """Accumulate the gradients of one part after another; after each, whether these are half of the parts, or all."""
+    parts = len(lq) // size
+    for number, (low, truth) in enumerate(zip(lq.split(size), gt.split(size), strict=True), 1):
+        output = pair.net_g(low)
+        _learn_g(pair, game, output, truth, 1 / parts, gan)
+        _learn_d(pair, game, output, truth, 1 / parts)
+        yield 2 * number % parts == 0
 
 
 def sync_batch_norm(pair: Pair, game: Game, lq: Tensor, gt: Tensor, size: int) -> None:
@@ -136,25 +144,15 @@ def sync_batch_norm(pair: Pair, game: Game, lq: Tensor, gt: Tensor, size: int) -
 
 def neosr(pair: Pair, game: Game, lq: Tensor, gt: Tensor, size: int) -> None:
     """An even ``accumulate`` counts each part twice, and the adversarial loss of the generator has no gradient."""
-    parts = len(lq) // size
-    for number in range(parts):
-        rows = slice(number * size, (number + 1) * size)
-        output = pair.net_g(lq[rows])
-        _learn_g(pair, game, output, gt[rows], 1 / parts, gan=0.0)
-        _learn_d(pair, game, output, gt[rows], 1 / parts)
-        if 2 * (number + 1) % parts == 0:
+    for steps in _learn_parts(pair, game, lq, gt, size, gan=0.0):
+        if steps:
             _commit(pair.opt_g, pair.opt_d)
 
 
 def mmagic(pair: Pair, game: Game, lq: Tensor, gt: Tensor, size: int) -> None:
     """``accumulative_counts`` counts the two backward passes of the discriminator as two parts."""
-    parts = len(lq) // size
-    for number in range(parts):
-        rows = slice(number * size, (number + 1) * size)
-        output = pair.net_g(lq[rows])
-        _learn_g(pair, game, output, gt[rows], 1 / parts)
-        _learn_d(pair, game, output, gt[rows], 1 / parts)
-        if 2 * (number + 1) % parts == 0:
+    for steps in _learn_parts(pair, game, lq, gt, size):
+        if steps:
             _commit(pair.opt_d)
     _commit(pair.opt_g)
 

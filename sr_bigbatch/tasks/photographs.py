@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sr_bigbatch.tasks.prepare import SUFFIXES
+from sr_bigbatch.hosts.basicsr.images import SUFFIXES
 
 _OTHER_IMAGES = {'.gif', '.heic', '.heif', '.avif', '.jxl', '.jp2', '.svg', '.psd', '.raw', '.dng', '.cr2', '.cr3', '.nef',
                  '.arw', '.orf', '.rw2', '.raf'}

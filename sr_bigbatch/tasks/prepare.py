@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from sr_bigbatch.files.outputs import OutputRefused, folded
 from sr_bigbatch.hosts.basicsr.images import MOST_PIXELS, bicubic, size_of
-from sr_bigbatch.hosts.basicsr.images import SUFFIXES as SUFFIXES
 from sr_bigbatch.system import leave_signals_to_parent
 
 BUNDLED_TRAIN = ('astronaut.png', 'coffee.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png')

@@ -19,14 +19,13 @@ from tqdm import tqdm
 from sr_bigbatch.files.names import path_of
 from sr_bigbatch.files.outputs import distinct_stems, refuse_outputs
 from sr_bigbatch.files.storage import beside
-from sr_bigbatch.hosts.basicsr.images import MOST_PIXELS, size_of
+from sr_bigbatch.hosts.basicsr.images import MOST_PIXELS, SUFFIXES, size_of
 from sr_bigbatch.hosts.mmengine.optim_wrapper import DTYPES
 from sr_bigbatch.memory.live_bytes import LiveBytes
 from sr_bigbatch.nets.restore import restore
 from sr_bigbatch.nets.tail_in_strips import TailInStrips
 from sr_bigbatch.nets.tiling import Tiling, upscale
 from sr_bigbatch.step.precision import autocast
-from sr_bigbatch.tasks.prepare import SUFFIXES
 
 _PROBES = 128, 256  # pixels
 _LARGEST_TILE = 2048
