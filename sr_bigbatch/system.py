@@ -24,12 +24,19 @@ _UNKNOWN_MEMORY = 4 * 2**30  # bytes: a guess for systems that do not tell
 
 def free_bytes() -> int:
     """Bytes of physical memory that are free; a part of all, or a guess, where the system does not tell."""
-    names = getattr(os, 'sysconf_names', {})
-    if hasattr(os, 'sysconf') and 'SC_AVPHYS_PAGES' in names:
+    if hasattr(os, 'sysconf') and 'SC_AVPHYS_PAGES' in getattr(os, 'sysconf_names', {}):
         return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in names:  # macOS
-        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
+    there = physical_bytes()  # macOS
+    if there is not None:
+        return there // 2
     return _free_bytes_on_windows() if _ON_WINDOWS else _UNKNOWN_MEMORY
+
+
+def physical_bytes() -> int | None:
+    """Bytes of physical memory; None where the system does not tell."""
+    if not hasattr(os, 'sysconf') or 'SC_PHYS_PAGES' not in getattr(os, 'sysconf_names', {}):
+        return None
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 def peak_process_bytes() -> int:

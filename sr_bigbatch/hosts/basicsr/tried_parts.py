@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +20,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from sr_bigbatch.hosts.basicsr.construct import construct, fake_network, network_to_inspect, quiet, reason
 from sr_bigbatch.hosts.basicsr.settings import Options, TrainingSettings
 from sr_bigbatch.hosts.registered import build_registered
+from sr_bigbatch.system import physical_bytes
 
 _SAMPLES = 2
 _METRIC_SIZE = 256  # pixels of a pretended validation image
@@ -138,8 +138,8 @@ def _shape(network: Options, of: tuple[int, ...]) -> tuple[int, ...] | None:
 
 def _fits_memory(network: Options) -> None:
     needed = sum(parameter.numel() * parameter.element_size() for parameter in network_to_inspect(network).parameters())
-    there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else needed
-    if needed > there:
+    there = physical_bytes()
+    if there is not None and needed > there:
         raise _Unfit(f'has weights of {needed / 2**30:.0f} GB, and this machine has {there / 2**30:.0f} GB of memory')
 
 
